@@ -1,0 +1,1 @@
+"""Adapters: one file per technology behind the seams of `agent_runtime.ports`."""

@@ -1,0 +1,1 @@
+"""Stores for durable records: memory and SQLite."""

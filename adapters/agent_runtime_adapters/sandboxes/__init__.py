@@ -1,0 +1,1 @@
+"""Sandbox providers: local (bubblewrap) and, only by name, unsafe-subprocess."""

@@ -1,0 +1,1 @@
+"""agent-runtime: AI coding agents in isolated sandboxes, streamed as typed blocks."""

@@ -1,0 +1,424 @@
+"""The seams on one page: what the runtime asks of the world, and what a stranger implements.
+
+    PersistenceAdapter   durable records; a host application's own store, or SQLite, or memory
+    EventLog             ordered, bounded events per session; what viewers follow
+    SandboxProvider      makes, finds and ends sandboxes; `Sandbox` is one of them
+    Agent, Translator    one agent kind: how it is started, and its native lines read as events
+    ModelGateway         the only way out of a sandbox to a model
+    Authenticator        request -> principal, or nothing
+
+All methods are called from one event loop. An implementation raises only the errors of
+`agent_runtime.errors`; a foreign exception that leaves an adapter is a defect of the adapter.
+`agent_runtime.testing` ships a contract suite for each. Nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent_runtime.blocks import Block
+from agent_runtime.events import Event, Gap, LogEntry, Position, Replay
+from agent_runtime.profile import AgentProfile
+from agent_runtime.records import SandboxRef, SessionRecord, Turn, TurnError, TurnStatus, Usage, WorkspaceFile
+
+# --------------------------------------------------------------------------- persistence
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """A block with its place in the session: `index` counts from 0 in the order of first appearance."""
+
+    index: int
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """Sessions, newest first; `next_cursor` is opaque and None on the last page."""
+
+    sessions: tuple[SessionRecord, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPage:
+    """Blocks in rising `index`; `has_more` tells whether older ones exist."""
+
+    blocks: tuple[StoredBlock, ...]
+    has_more: bool
+
+
+class PersistenceAdapter(Protocol):
+    """Durable records of sessions. Implement this to keep them in your own store.
+
+    Rules for all methods: each call is atomic (all of it or nothing survives a crash); when it
+    returns, the data is durable; saving is idempotent, because the runtime repeats what it is not
+    sure of; reading what is absent gives None or an empty result, never an error; when the store
+    cannot answer, raise `PersistenceFault`. Calls for one session come one at a time and in order
+    from the runtime that holds the session; calls for different sessions come concurrently.
+    """
+
+    async def open(self) -> None:
+        """Get ready: connect, create or migrate tables. Called once, before anything else."""
+
+    async def close(self) -> None:
+        """Release everything. Called once, after the last call; calling it twice is harmless."""
+
+    async def create_session(self, record: SessionRecord) -> None:
+        """Store a new session. Raises `Conflict` (code `already_exists`) where the id is taken."""
+
+    async def load_session(self, session_id: str) -> SessionRecord | None:
+        """Return the session, or None."""
+
+    async def update_session(self, record: SessionRecord) -> None:
+        """Replace the record of an existing session. Raises `NotFound` (`session_not_found`)."""
+
+    async def delete_session(self, session_id: str) -> None:
+        """Remove the session and all that belongs to it, for ever. Idempotent."""
+
+    async def list_sessions(self, owner: str, *, limit: int, cursor: str | None = None) -> SessionPage:
+        """The owner's sessions by `created_at`, newest first, ties by `session_id` downward.
+
+        A session that is created or deleted between two pages neither hides nor doubles another.
+        Raises `InvalidRequest` (code `invalid_cursor`) on a cursor that this adapter did not make.
+        """
+        ...
+
+    async def save_blocks(self, session_id: str, blocks: Sequence[StoredBlock]) -> None:
+        """Upsert blocks by `block.id`. A block keeps the index that it was first saved with.
+
+        Raises `NotFound` (`session_not_found`) for a session that does not exist; so do all `save_*`.
+        """
+
+    async def load_blocks(
+        self, session_id: str, *, limit: int, before: int | None = None, conversation_id: str | None = None
+    ) -> BlockPage:
+        """The newest `limit` blocks with `index < before` (None: the newest of all), oldest first.
+
+        `conversation_id` None means all conversations.
+        """
+        ...
+
+    async def block_index(self, session_id: str, block_id: str) -> int | None:
+        """The index of a saved block, or None. Paging backwards from a block stands on this."""
+
+    async def save_turn(self, session_id: str, turn: Turn, blocks: Sequence[StoredBlock] = ()) -> None:
+        """Upsert a turn by `turn_id`, together with blocks, in one atomic step.
+
+        The acknowledgement of a user's message stands on this call.
+        """
+
+    async def load_turns(self, session_id: str, *, limit: int, before: int | None = None) -> tuple[Turn, ...]:
+        """The newest `limit` turns with `index < before` (None: the newest of all), in rising index."""
+        ...
+
+    async def find_turn(self, session_id: str, message_id: str) -> Turn | None:
+        """The turn that a client's `message_id` began, or None. A repeated send is known by this."""
+
+    async def append_transcript(
+        self, session_id: str, key: str, offset: int, entries: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Append entries of the agent's own transcript; entry i gets the place `offset + i`.
+
+        Opaque JSON objects. Places that exist already are left as they are, so repeating is harmless.
+        `key` names a thread of the transcript (`main`, `subagents/agent-x`).
+        """
+
+    async def load_transcript(self, session_id: str) -> dict[str, list[dict[str, Any]]]:
+        """All of the transcript: key to entries in order of place. Empty where there is none."""
+        ...
+
+    async def save_files(self, session_id: str, files: Sequence[WorkspaceFile]) -> None:
+        """Upsert workspace files by path; each has its `content`."""
+
+    async def delete_files(self, session_id: str, paths: Sequence[str]) -> None:
+        """Remove files by path. Unknown paths are ignored."""
+
+    async def load_manifest(self, session_id: str) -> tuple[WorkspaceFile, ...]:
+        """All files, sorted by path, without their content."""
+        ...
+
+    async def load_file(self, session_id: str, path: str) -> WorkspaceFile | None:
+        """One file with its content, or None."""
+
+    async def list_profiles(self) -> tuple[AgentProfile, ...]:
+        """The profiles that the store holds, sorted by id. Empty where the host keeps none here."""
+        ...
+
+    async def load_profile(self, profile_id: str) -> AgentProfile | None:
+        """One profile, or None."""
+
+
+# --------------------------------------------------------------------------- log
+
+
+class EventLog(Protocol):
+    """Ordered, bounded events of each session. Publishing is appending; subscribing is following.
+
+    Within an epoch `seq` counts from 1 without holes. What falls out of the bound is answered by a
+    `Gap`; a log that was lost begins a new epoch, so that an old position can never be mistaken.
+    """
+
+    async def append(self, session_id: str, events: Sequence[Event]) -> tuple[LogEntry, ...]:
+        """Give each event its position and time, atomically and in order; wake all followers."""
+        ...
+
+    async def head(self, session_id: str) -> Position:
+        """The newest position; `seq` 0 in a log that holds nothing yet."""
+        ...
+
+    async def since(self, session_id: str, after: Position) -> Replay | Gap:
+        """All entries after a position. A position ahead of the head, or of another epoch, is a `Gap`."""
+        ...
+
+    async def wait(self, session_id: str, after: Position) -> None:
+        """Return as soon as the head differs from `after`; at once where it does already."""
+
+    async def drop(self, session_id: str) -> None:
+        """Forget a session's events. Whoever asks later finds a new epoch. Idempotent."""
+
+    async def close(self) -> None:
+        """Release everything."""
+
+
+# --------------------------------------------------------------------------- sandboxes
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a session asks of a provider.
+
+    `gateway_socket` is a listening unix socket of the host; the provider makes it reachable inside
+    and tells the runner where, by the environment variable `frames.GATEWAY_ENV`.
+    `orphan_timeout_s`: with no runtime attached for so long, the runner ends itself.
+    """
+
+    session_id: str
+    runtime_id: str
+    gateway_socket: Path
+    orphan_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a provider can do here, found by running a real sandbox, not by asking versions.
+
+    `isolation` is the tier in a few words (`bubblewrap+seccomp+netns`, `none`); `reasons` says in
+    sentences what is missing and how to get it. `available` False: `create` will refuse.
+    """
+
+    provider: str
+    available: bool
+    isolation: str
+    reasons: tuple[str, ...] = ()
+
+
+class Channel(Protocol):
+    """A duplex byte stream to the runner of one sandbox."""
+
+    async def receive(self) -> bytes:
+        """The next bytes, at most 256 KiB; empty at the end. Raises `SandboxFault` when it breaks."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Write all of it, waiting while the other side is slow. Raises `SandboxFault` when broken."""
+
+    async def close(self) -> None:
+        """Close both directions. Idempotent; never raises. The sandbox goes on."""
+
+
+class Sandbox(Protocol):
+    """One isolated place with a runner in it. Files, agent and answers all go through the runner."""
+
+    @property
+    def ref(self) -> SandboxRef:
+        """How to find it again after a restart of the runtime."""
+        ...
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the provider ends it by itself, where it does."""
+        ...
+
+    async def connect(self) -> Channel:
+        """Open a stream to the runner. Raises `SandboxFault` (`sandbox_lost`) when it is gone."""
+        ...
+
+    async def alive(self) -> bool:
+        """Whether the runner's process still runs, as the provider sees it."""
+        ...
+
+    async def stop(self) -> None:
+        """End it with all its processes and remove its files. Idempotent; returns when it is gone."""
+
+
+class SandboxProvider(Protocol):
+    """Creates, finds and ends sandboxes; knows nothing of agents."""
+
+    @property
+    def name(self) -> str:
+        """`local`, `modal`, `unsafe-subprocess`."""
+        ...
+
+    async def probe(self) -> Capabilities:
+        """Find out what can be had here. The first call runs a real sandbox; later ones may remember."""
+        ...
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox whose runner accepts connections. Either it returns, or nothing is left.
+
+        Raises `SandboxFault`: `sandbox_unavailable` where the tier cannot be had (the detail says
+        how to get it), `sandbox_failed` otherwise.
+        """
+        ...
+
+    async def attach(self, ref: SandboxRef) -> Sandbox:
+        """Find a living sandbox again. Raises `SandboxFault` (`sandbox_lost`) when it is gone."""
+        ...
+
+    async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
+        """All living sandboxes that carry this label, including those of an earlier process."""
+        ...
+
+    async def close(self) -> None:
+        """Release what the provider holds in this process; sandboxes go on."""
+
+
+# --------------------------------------------------------------------------- agents
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStart:
+    """What the runner needs to start an agent: the driver's name and its options (plain JSON)."""
+
+    driver: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """The agent told its own session id; it is needed to resume."""
+
+    agent_session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTurnBegan:
+    """The agent began to work, on a message or by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTurnEnded:
+    """The agent rests. `total_cost_usd` is cumulative for the agent's session; `usage` is this turn's.
+
+    `message_ids` are the turn ids of the messages it answered; empty when it worked by itself.
+    """
+
+    status: TurnStatus
+    stop_reason: str | None = None
+    error: TurnError | None = None
+    usage: Usage | None = None
+    total_cost_usd: float | None = None
+    model: str | None = None
+    message_ids: tuple[str, ...] = ()
+    autonomous: bool = False
+
+
+Report = AgentIdentity | AgentTurnBegan | AgentTurnEnded
+Translated = Event | Report
+
+
+class Translator(Protocol):
+    """Reads one agent process's native lines, in order. Pure: no clock, no I/O, no randomness.
+
+    It keeps only what is needed to know which block a line belongs to. Lines are hostile input: an
+    unknown or malformed line yields nothing, never an exception. Law: the blocks that its events
+    fold to equal the blocks of `Agent.read_transcript` for the same run, ids and order included.
+    """
+
+    def translate(
+        self, line: Mapping[str, Any], *, turn_id: str | None, at: datetime
+    ) -> Sequence[Translated]:
+        """What a native line means. `at` serves as the timestamp where the agent gives none."""
+        ...
+
+
+class Agent(Protocol):
+    """One agent kind."""
+
+    @property
+    def architecture(self) -> str:
+        """The name that clients and profiles use (`claude-agent-sdk`)."""
+        ...
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Validate session options; return them as they are to be kept. Raises `InvalidRequest`."""
+        ...
+
+    def start(
+        self,
+        profile: AgentProfile,
+        options: Mapping[str, Any],
+        *,
+        agent_session_id: str | None,
+        gateway_token: str,
+    ) -> AgentStart:
+        """What the runner is told. `agent_session_id` given: the conversation is resumed."""
+        ...
+
+    def translator(self) -> Translator:
+        """A fresh translator for a fresh or re-attached agent process."""
+        ...
+
+    def read_transcript(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:
+        """The blocks of a stored transcript (key to entries), in order. Pure; tolerant of bad lines."""
+        ...
+
+
+# --------------------------------------------------------------------------- gateway, authentication
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayEndpoint:
+    """A session's own way to its model: a unix socket on the host and a dummy credential for it."""
+
+    socket: Path
+    token: str
+
+
+class ModelGateway(Protocol):
+    """Opens one way out per session; adds the real key outside of the sandbox."""
+
+    async def open(self, session_id: str) -> GatewayEndpoint:
+        """Serve the session until `close`. Opening it again gives the same endpoint."""
+        ...
+
+    async def close(self, session_id: str) -> None:
+        """Stop serving the session; running requests are cut. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling. Sessions belong to an `owner` and are invisible to all others."""
+
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a caller showed: the bearer token, and the headers and address for a host's own scheme."""
+
+    token: str | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    remote: str | None = None
+
+
+class Authenticator(Protocol):
+    """A host's own idea of who may call."""
+
+    async def authenticate(self, credentials: Credentials) -> Principal | None:
+        """The caller, or None when the credentials are missing or wrong. Must compare in constant time."""

@@ -1,0 +1,183 @@
+"""Records: the durable things around blocks: session, turn, file; and how a session stands now.
+
+These are values that a host stores and a client reads. What happens to them is in `events`, the
+rules are in `lifecycle`, and where they are kept is behind `ports.PersistenceAdapter`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+from agent_runtime.frozen import Frozen
+
+
+class Phase(StrEnum):
+    """The one state of a session. The legal moves are the table in `lifecycle`."""
+
+    DORMANT = "dormant"
+    WAKING = "waking"
+    READY = "ready"
+    RUNNING = "running"
+    WAITING = "waiting"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class SandboxStatus(Frozen):
+    """The sandbox of a session as clients see it. `isolation` is the tier that a probe found."""
+
+    sandbox_id: str
+    provider: str
+    isolation: str
+    status: Literal["starting", "ready", "unhealthy", "terminated"]
+    restart_count: int = 0
+    started_at: datetime
+    expires_at: datetime | None = None
+
+
+class RuntimeStatus(Frozen):
+    """How a session stands at this moment; never stored."""
+
+    is_loaded: bool
+    phase: Phase
+    status_message: str | None = None
+    active_turn_id: str | None = None
+    queue_length: int = 0
+    pending_requests: int = 0
+    sandbox: SandboxStatus | None = None
+
+
+class SandboxRef(Frozen):
+    """Where a sandbox is found again. `data` belongs to the provider and is opaque to all others."""
+
+    sandbox_id: str
+    provider: str
+    isolation: str
+    started_at: datetime
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class Usage(Frozen):
+    """Tokens that the agent reported. Absent is not zero."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class SessionRecord(Frozen):
+    """A session as it is stored. `session_id` is ours; `agent_session_id` is the agent's own.
+
+    `usage` and `cost_usd` are running totals. `block_count` is the number of block indexes given
+    out so far, so that the next block's index is known without reading blocks.
+    """
+
+    session_id: str
+    owner: str
+    name: str | None = None
+    architecture: str
+    agent_profile_reference: str
+    session_options: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    parent_session_id: str | None = None
+    created_at: datetime
+    last_activity: datetime
+    agent_session_id: str | None = None
+    sandbox: SandboxRef | None = None
+    last_sandbox_id: str | None = None
+    restart_count: int = 0
+    block_count: int = 0
+    turn_count: int = 0
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    model: str | None = None
+    context_tokens: int | None = None
+
+
+class TurnStatus(StrEnum):
+    """Where a turn stands. Everything after `running` is final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class TurnError(Frozen):
+    """Why a turn failed, in the wire's terms."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Turn(Frozen):
+    """From one user message until the agent rests. `index` counts from 0 within the session.
+
+    A turn that the agent began by itself (a background task came back) has no `message_id`.
+    """
+
+    turn_id: str
+    index: int
+    message_id: str | None = None
+    status: TurnStatus
+    stop_reason: str | None = None
+    error: TurnError | None = None
+    started_at: datetime
+    ended_at: datetime | None = None
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    model: str | None = None
+
+
+class QueuedMessage(Frozen):
+    """A message that waits for its turn; `preview` is its first 200 characters."""
+
+    message_id: str
+    preview: str
+
+
+class WorkspaceFile(Frozen):
+    """A file of the workspace. `path` is relative with `/`; `sha256` is of the raw bytes, in hex.
+
+    `content` is text when `encoding` is utf-8 and base64 otherwise; it is absent in manifests.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+    modified_at: datetime
+    mime_type: str | None = None
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    content: str | None = None
+
+
+class ClientSession(Frozen):
+    """A session as clients see it (`wire.md` section 3)."""
+
+    session_id: str
+    name: str | None = None
+    architecture: str
+    agent_profile_reference: str
+    session_options: dict[str, Any]
+    metadata: dict[str, Any]
+    owner: str | None = None
+    parent_session_id: str | None = None
+    created_at: datetime
+    last_activity: datetime
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    model: str | None = None
+    runtime: RuntimeStatus
+
+    @classmethod
+    def of(cls, record: SessionRecord, runtime: RuntimeStatus) -> ClientSession:
+        """Show a stored session together with how it stands now; nothing of the sandbox ref leaks."""
+        shared = cls.model_fields.keys() - {"runtime"}
+        return cls(runtime=runtime, **{name: getattr(record, name) for name in shared})

@@ -1,0 +1,1 @@
+"""One module per agent kind: start the agent, hand on its native lines untouched."""

@@ -1,0 +1,115 @@
+"""Frames: the JSON lines between the runtime and the runner inside a sandbox, both ways.
+
+The only module that both sides share; standard library only. Here are the names, the bounds and
+the two functions that read and write a line. What a frame does is in `runner` (inside) and in
+`agent_runtime.session` (outside).
+
+Outward, runner to runtime. Kept frames carry `o`, a contiguous offset from 1, and `t`, seconds
+since 1970; they are in the journal until they are acknowledged, and are sent again to whoever
+attaches from an earlier offset. Passing frames have no `o`: they belong to one connection, and
+arrive after all kept frames that were written before them.
+
+    hello              passing  {v, head, oldest, agent}        first line of every connection
+    reply              passing  {id, ok, result | error}        answer to the command `id`
+    chunk              passing  {id, data, last}                base64 piece of a file that was read
+    started            kept     {driver, info}                  the agent's process is there
+    agent              kept     {line}                          a native line, untouched
+    transcript         kept     {key, entries}                  entries of the agent's own transcript
+    file               kept     {path, change, size, sha256, mtime, encoding?, content?}
+    stderr             kept     {text}                          what the agent complains about
+    exit               kept     {code, reason}                  the agent's process ended
+    fault              kept     {code, message}                 the runner itself could not do something
+
+`change` is created, modified or deleted; `agent` in hello is none, running or exited; `content`
+is there when the file is at most INLINE_FILE_BYTES, as text (`encoding` utf-8) or base64.
+
+Inward, runtime to runner. A command with an `id` gets one `reply`.
+
+    attach             {after}                       first line of every connection: what was seen
+    ack                {o}                           forget up to here
+    transcript         {id, key, entries}            before start: what the agent is to remember
+    start              {id, driver, options}         start the agent; refused while one runs
+    message            {id, uuid, content}           one user message; the same uuid again is ignored
+    interrupt          {id}                          stop what runs; the agent stays
+    options            {id, options}                 change a running agent's options
+    list               {id}                          -> result {files: [...]} the manifest
+    read               {id, path}                    -> chunks, then reply {size, sha256}
+    write              {id, path, data, append}      base64; append false begins the file anew
+    delete             {id, path}
+    sync               {id}                          look at all files now; the reply follows their frames
+    close              {id}                          end the agent politely; the runner stays
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+PROTOCOL_VERSION: Final = 1
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""A longer line breaks the connection. The agent's own lines are bounded below this."""
+CHUNK_BYTES: Final = 512 * 1024
+"""Raw bytes of a file in one `chunk` or `write`."""
+INLINE_FILE_BYTES: Final = 64 * 1024
+"""Files up to this size travel inside their `file` frame."""
+GATEWAY_ENV: Final = "AGENT_RUNTIME_GATEWAY"
+"""Environment variable inside the sandbox: the path of the model gateway's unix socket."""
+WORKSPACE_ENV: Final = "AGENT_RUNTIME_WORKSPACE"
+"""Environment variable inside the sandbox: the absolute path of the workspace."""
+HOME_ENV: Final = "AGENT_RUNTIME_HOME"
+"""Environment variable inside the sandbox: a private writable folder for the agent's own files."""
+
+Frame = dict[str, Any]
+
+
+class FrameError(ValueError):
+    """A line that is no frame: not JSON, not an object, too long, or without a kind."""
+
+
+def encode(frame: Frame) -> bytes:
+    """One line, newline included. Lone surrogates (from file names) survive as escapes."""
+    return json.dumps(frame, separators=(",", ":"), ensure_ascii=True).encode("ascii") + b"\n"
+
+
+def decode(line: bytes) -> Frame:
+    """Read one line. Raises `FrameError`."""
+    if len(line) > MAX_LINE_BYTES:
+        raise FrameError(f"line of {len(line)} bytes")
+    try:
+        frame = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise FrameError("not JSON") from error
+    if not isinstance(frame, dict) or not isinstance(frame.get("k"), str):
+        raise FrameError("not a frame")
+    return frame
+
+
+class LineSplitter:
+    """Cuts a byte stream into lines in linear time, however the pieces arrive.
+
+    Raises `FrameError` from `feed` when a line grows over `MAX_LINE_BYTES`.
+    """
+
+    def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take more bytes; return the lines that are now whole, without their newline."""
+        if b"\n" not in data:
+            self._keep(data)
+            return []
+        first, *rest = data.split(b"\n")
+        lines = [b"".join((*self._parts, first))]
+        lines += rest[:-1]
+        self._parts, self._size = [], 0
+        self._keep(rest[-1])
+        return lines
+
+    def _keep(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._limit:
+            raise FrameError(f"line over {self._limit} bytes")
+        if data:
+            self._parts.append(data)
