@@ -1,0 +1,75 @@
+"""RuntimeConfig: every choice a host makes, each with its unit; nothing here that nobody reads.
+
+It names the parts (store, log, sandboxes, agents, gateway, authentication) and the bounds. It does
+nothing itself: the session and the manager read one half, the transport the other. Where values
+come from (a file, the command line, a host's code) is the composition root's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from agent_runtime.ports import (
+    Agent,
+    Authenticator,
+    EventLog,
+    ModelGateway,
+    PersistenceAdapter,
+    SandboxProvider,
+)
+from agent_runtime.profile import AgentProfile
+
+Profiles = Sequence[AgentProfile] | Callable[[], Awaitable[Sequence[AgentProfile]]]
+"""Profiles as given, or a call that finds them anew each time."""
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """What a runtime is made of.
+
+    Parts:
+        persistence, sandboxes, agents, gateway: see `ports`.
+        log: the event log; None makes the runtime's own, in memory.
+        authenticator: who may call; None makes a random token at start and prints it.
+        open_access: no authentication at all; the server then answers to loopback names only.
+        profiles: beside those that `persistence` holds.
+
+    Bounds of what clients send and hold:
+        max_message_bytes: a message's content. max_file_bytes: one file, and a request with files.
+        block_page: blocks in a snapshot or a page. viewer_backlog_bytes: live events that may wait
+        for one connection before it is closed as `slow_consumer`. max_joined_sessions: per connection.
+        heartbeat_s: silence after which an event stream gets a sign of life. body_timeout_s: for
+        reading one request. cors_origins: foreign origins whose pages may call (`https://host`).
+
+    Sessions:
+        sync_interval_s: files and transcript are stored so often while they change.
+        interrupt_grace_s: from the interrupt to the end of an agent that does not stop.
+        wake_timeout_s: for a sandbox with a ready agent. orphan_timeout_s: a runner without a
+        runtime ends itself.
+    """
+
+    persistence: PersistenceAdapter
+    sandboxes: SandboxProvider
+    agents: Sequence[Agent]
+    gateway: ModelGateway
+    log: EventLog | None = None
+    authenticator: Authenticator | None = None
+    open_access: bool = False
+    profiles: Profiles = ()
+
+    max_message_bytes: int = 1 * _MIB
+    max_file_bytes: int = 32 * _MIB
+    block_page: int = 50
+    viewer_backlog_bytes: int = 8 * _MIB
+    max_joined_sessions: int = 256
+    heartbeat_s: float = 15.0
+    body_timeout_s: float = 30.0
+    cors_origins: tuple[str, ...] = ()
+
+    sync_interval_s: float = 1.0
+    interrupt_grace_s: float = 10.0
+    wake_timeout_s: float = 60.0
+    orphan_timeout_s: float = 600.0
