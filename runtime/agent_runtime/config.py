@@ -31,8 +31,8 @@ class RuntimeConfig:
     """What a runtime is made of.
 
     Parts:
-        persistence, sandboxes, agents, gateway: see `ports`.
-        log: the event log; None makes the runtime's own, in memory.
+        persistence, sandboxes, agents, gateway, log: see `ports`.
+        runtime_id: labels this runtime's sandboxes; the same after a restart, another for another runtime.
         authenticator: who may call; None makes a random token at start and prints it.
         open_access: no authentication at all; the server then answers to loopback names only.
         profiles: beside those that `persistence` holds.
@@ -55,7 +55,8 @@ class RuntimeConfig:
     sandboxes: SandboxProvider
     agents: Sequence[Agent]
     gateway: ModelGateway
-    log: EventLog | None = None
+    log: EventLog
+    runtime_id: str = "agent-runtime"
     authenticator: Authenticator | None = None
     open_access: bool = False
     profiles: Profiles = ()

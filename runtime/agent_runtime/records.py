@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from agent_runtime.blocks import Content
 from agent_runtime.frozen import Frozen
 
 
@@ -22,7 +23,6 @@ class Phase(StrEnum):
     WAKING = "waking"
     READY = "ready"
     RUNNING = "running"
-    WAITING = "waiting"
     STOPPING = "stopping"
     FAILED = "failed"
 
@@ -73,8 +73,8 @@ class Usage(Frozen):
 class SessionRecord(Frozen):
     """A session as it is stored. `session_id` is ours; `agent_session_id` is the agent's own.
 
-    `usage` and `cost_usd` are running totals. `block_count` is the number of block indexes given
-    out so far, so that the next block's index is known without reading blocks.
+    `usage` and `cost_usd` are running totals as the agent last reported them. `sandbox` is there
+    while one lives; `last_sandbox_id` and `restart_count` remember those that went before.
     """
 
     session_id: str
@@ -91,8 +91,6 @@ class SessionRecord(Frozen):
     sandbox: SandboxRef | None = None
     last_sandbox_id: str | None = None
     restart_count: int = 0
-    block_count: int = 0
-    turn_count: int = 0
     usage: Usage | None = None
     cost_usd: float | None = None
     model: str | None = None
@@ -121,6 +119,7 @@ class Turn(Frozen):
     """From one user message until the agent rests. `index` counts from 0 within the session.
 
     A turn that the agent began by itself (a background task came back) has no `message_id`.
+    `content` is there only while the turn is queued: what is going to be said.
     """
 
     turn_id: str
@@ -129,6 +128,7 @@ class Turn(Frozen):
     status: TurnStatus
     stop_reason: str | None = None
     error: TurnError | None = None
+    content: Content | None = None
     started_at: datetime
     ended_at: datetime | None = None
     usage: Usage | None = None

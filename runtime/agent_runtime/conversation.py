@@ -1,0 +1,256 @@
+"""Conversation: a session's events folded into its blocks. Pure: no loop, clock, chance or I/O.
+
+The same fold serves live events, replays and what is read back from the store, so all three end in
+the same blocks. It holds the newest blocks of all of a session's conversations (main and
+subagents) in one order; older ones are only in the store. Who appends events is `recorder`; what a
+joining viewer gets is `Snapshot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from agent_runtime.blocks import (
+    BLOCK,
+    MAIN,
+    AssistantText,
+    Block,
+    BlockState,
+    Subagent,
+    SubagentStatus,
+    TextBlock,
+    Thinking,
+    ToolResult,
+    ToolStatus,
+    ToolUse,
+)
+from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, Event, Position, TextDelta
+from agent_runtime.ports import StoredBlock
+from agent_runtime.records import ClientSession, QueuedMessage, WorkspaceFile
+
+_NEVER_UPDATED: Final = frozenset({"id", "type", "content", "conversationId"})
+_LIVE_SUBAGENT: Final = frozenset({SubagentStatus.PENDING, SubagentStatus.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A session as of `position`: what a viewer needs who cannot be given a replay.
+
+    `blocks` are the newest page in order, open ones with their content so far; `has_more` tells of
+    older ones; `subagents` are all that are known, wherever their blocks are.
+    """
+
+    session: ClientSession
+    position: Position
+    blocks: tuple[Block, ...]
+    has_more: bool
+    subagents: tuple[Subagent, ...]
+    queue: tuple[QueuedMessage, ...]
+    files: tuple[WorkspaceFile, ...]
+
+
+@dataclass(slots=True)
+class _Held:
+    """A block in its place; text that arrived since it was last made whole is in `pieces`."""
+
+    index: int
+    block: Block
+    pieces: list[str] = field(default_factory=list)
+
+    def whole(self) -> Block:
+        if self.pieces and isinstance(self.block, TextBlock):
+            content = self.block.content + "".join(self.pieces)
+            self.block = self.block.model_copy(update={"content": content})
+            self.pieces.clear()
+        return self.block
+
+
+class Conversation:
+    """The newest blocks of a session, open and closed, in the order in which they first appeared.
+
+    Args:
+        stored: blocks read back from the store, in rising index.
+        has_older: whether the store holds blocks before these.
+    """
+
+    def __init__(self, stored: Sequence[StoredBlock] = (), *, has_older: bool = False) -> None:
+        self._held = {entry.block.id: _Held(entry.index, entry.block) for entry in stored}
+        self._next_index = stored[-1].index + 1 if stored else 0
+        self._has_older = has_older
+        self._open: dict[str, None] = {}
+        self._unanswered: dict[str, str] = {}
+        self._subagents: dict[str, None] = {}
+        for entry in stored:
+            self._note(entry.block)
+
+    def apply(self, event: Event) -> str | None:
+        """Fold one event in. Returns the id of a block whose stored form is now out of date, or None.
+
+        Deltas do not count: a block is stored when it is complete, and again when it is updated.
+        Events about blocks that are not held are ignored.
+        """
+        match event:
+            case TextDelta():
+                self._grow(event)
+                return None
+            case BlockStart():
+                self._begin(event.block)
+                return None
+            case BlockComplete():
+                self._begin(event.block)
+                return event.block.id
+            case BlockUpdate():
+                return self._update(event)
+            case _:
+                return None
+
+    def blocks(self, limit: int) -> tuple[tuple[Block, ...], bool]:
+        """The newest `limit` blocks in order, and whether there are older ones anywhere."""
+        held = list(self._held.values())
+        page = held[-limit:] if limit else []
+        return tuple(entry.whole() for entry in page), self._has_older or len(held) > len(page)
+
+    def subagents(self) -> tuple[Subagent, ...]:
+        """All subagent blocks that are held, in order."""
+        found = (self._held[block_id].block for block_id in self._subagents if block_id in self._held)
+        return tuple(block for block in found if isinstance(block, Subagent))
+
+    def stored(self, block_ids: Iterable[str]) -> tuple[StoredBlock, ...]:
+        """These blocks as they are to be saved; ids that are not held are left out."""
+        held = (self._held[block_id] for block_id in block_ids if block_id in self._held)
+        return tuple(StoredBlock(entry.index, entry.whole()) for entry in held)
+
+    def add(self, block: Block) -> StoredBlock:
+        """Give a block its place ahead of the events that will tell of it."""
+        self._begin(block)
+        return self.stored((block.id,))[0]
+
+    def close_open(self, *, at: datetime, turn_id: str | None, reason: str, everything: bool) -> list[Event]:
+        """The events that leave nothing open: blocks aborted, tools answered, subagents cancelled.
+
+        With `everything` false, subagents that run in the background (their tool call was answered)
+        go on; only the main conversation and what it waits for is closed. Nothing is applied here.
+        """
+        going_on = set() if everything else self._background()
+        ended: list[Event] = []
+        for block_id in self._open:
+            block = self._held[block_id].whole()
+            if block.conversation_id not in going_on:
+                ended.append(_completed(block.model_copy(update={"state": BlockState.ABORTED}), turn_id))
+        for block_id in self._unanswered.values():
+            block = self._held[block_id].whole()
+            if isinstance(block, ToolUse) and block.conversation_id not in going_on:
+                ended += _cancelled_tool(block, at, turn_id, reason)
+        for subagent in self.subagents():
+            if subagent.status in _LIVE_SUBAGENT and subagent.subagent_id not in going_on:
+                ended.append(_updated(subagent, {"status": SubagentStatus.CANCELLED.value}, turn_id))
+        return ended
+
+    def trim(self, keep: int) -> None:
+        """Let go of the oldest blocks beyond `keep` that nothing waits for; they must be stored."""
+        surplus = len(self._held) - keep
+        waiting = self._open.keys() | set(self._unanswered.values()) | self._subagents.keys()
+        for block_id in list(self._held)[: max(0, surplus)]:
+            if block_id not in waiting:
+                del self._held[block_id]
+                self._has_older = True
+
+    def _begin(self, block: Block) -> None:
+        held = self._held.get(block.id)
+        if held is None:
+            self._held[block.id] = _Held(self._next_index, block)
+            self._next_index += 1
+        else:
+            held.block = block
+            held.pieces.clear()
+        self._note(block)
+
+    def _note(self, block: Block) -> None:
+        if block.state is BlockState.STREAMING:
+            self._open[block.id] = None
+        else:
+            self._open.pop(block.id, None)
+        match block:
+            case ToolUse():
+                if f"{block.tool_use_id}:result" not in self._held:
+                    self._unanswered[block.tool_use_id] = block.id
+            case ToolResult():
+                self._unanswered.pop(block.tool_use_id, None)
+            case Subagent():
+                self._subagents[block.id] = None
+
+    def _grow(self, event: TextDelta) -> None:
+        held = self._held.get(event.block_id)
+        if held is not None and isinstance(held.block, AssistantText | Thinking):
+            held.pieces.append(event.delta)
+
+    def _update(self, event: BlockUpdate) -> str | None:
+        held = self._held.get(event.block_id)
+        if held is None:
+            return None
+        changes = {name: value for name, value in event.updates.items() if name not in _NEVER_UPDATED}
+        held.block = BLOCK.validate_python({**held.whole().to_json(), **changes})
+        self._note(held.block)
+        return None if held.block.state is BlockState.STREAMING else event.block_id
+
+    def _background(self) -> set[str]:
+        """Conversations of living subagents whose tool call has its answer already, and below them."""
+        found = {
+            subagent.subagent_id
+            for subagent in self.subagents()
+            if subagent.status in _LIVE_SUBAGENT and subagent.tool_use_id not in self._unanswered
+        }
+        for subagent in self.subagents():  # children follow their parents in order
+            if subagent.conversation_id in found:
+                found.add(subagent.subagent_id)
+        return found - {MAIN}
+
+
+def merge_deltas(events: Iterable[Event]) -> list[Event]:
+    """Join neighbouring text deltas of one block, so that what arrived at once is one event."""
+    merged: list[Event] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta) and event.block_id == last.block_id:
+            merged[-1] = last.model_copy(update={"delta": last.delta + event.delta})
+        else:
+            merged.append(event)
+    return merged
+
+
+def _completed(block: Block, turn_id: str | None) -> BlockComplete:
+    return BlockComplete(
+        block_id=block.id, block=block, turn_id=turn_id, conversation_id=block.conversation_id
+    )
+
+
+def _updated(block: Block, updates: dict[str, Any], turn_id: str | None) -> BlockUpdate:
+    return BlockUpdate(
+        block_id=block.id, updates=updates, turn_id=turn_id, conversation_id=block.conversation_id
+    )
+
+
+def _cancelled_tool(block: ToolUse, at: datetime, turn_id: str | None, reason: str) -> list[Event]:
+    """A tool call that will never be answered gets its one result now."""
+    result = ToolResult(
+        id=f"{block.tool_use_id}:result",
+        conversation_id=block.conversation_id,
+        turn_id=turn_id,
+        timestamp=at,
+        tool_use_id=block.tool_use_id,
+        output=reason,
+        is_error=True,
+    )
+    start = BlockStart(
+        block=result.model_copy(update={"state": BlockState.STREAMING}),
+        turn_id=turn_id,
+        conversation_id=block.conversation_id,
+    )
+    return [
+        _updated(block, {"status": ToolStatus.CANCELLED.value}, turn_id),
+        start,
+        _completed(result, turn_id),
+    ]

@@ -1,0 +1,419 @@
+"""Lifecycle: every move that a session can make. Pure: no loop, clock, chance or I/O.
+
+The law: `step(state, input)` is the only thing that changes a session's state. It returns the new
+state and the effects that the shell (`session`) performs in order; what comes of them returns as
+inputs. `TRANSITIONS` is the whole table: a pair that is not in it raises `InvalidTransition` and
+changes nothing. `check` states what must hold after every step.
+
+    dormant   no sandbox            waking    a sandbox is on its way
+    ready     the agent rests       running   a turn is under way
+    stopping  the sandbox is ending failed    the last wake failed; the next message tries again
+
+Ids arrive inside inputs. Times and durations are the shell's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+
+from agent_runtime.ports import AgentTurnEnded
+from agent_runtime.records import Phase, TurnError, TurnStatus
+
+# What may happen to a session.
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAccepted:
+    """A user's message is durable; it is this turn."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmWanted:
+    """Somebody wants the sandbox before the first message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The sandbox is there and the agent waits for messages. `attempt` is that of its `Wake`."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WakeFailed:
+    """There is no sandbox and will be none; nothing of the attempt is left."""
+
+    attempt: int
+    error: TurnError
+
+
+@dataclass(frozen=True, slots=True)
+class AgentBegan:
+    """The agent works. `turn_id` is a fresh id, used when no turn is under way."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRested:
+    """The agent finished what it did."""
+
+    report: AgentTurnEnded
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptWanted:
+    """Somebody wants a turn to end: the active one (None), or a named one, active or queued."""
+
+    turn_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptExpired:
+    """The agent did not end the turn within its grace."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopWanted:
+    """The sandbox is to end; the session stays. `error`: why a running turn fails; None: cancelled."""
+
+    error: TurnError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The sandbox is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLost:
+    """The sandbox, or the agent in it, died by itself."""
+
+    error: TurnError
+
+
+Input: TypeAlias = (
+    MessageAccepted
+    | PrewarmWanted
+    | Woken
+    | WakeFailed
+    | AgentBegan
+    | AgentRested
+    | InterruptWanted
+    | InterruptExpired
+    | StopWanted
+    | Stopped
+    | SandboxLost
+)
+
+# What the shell is asked to do, in order.
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Make a sandbox and start the agent; answered by `Woken` or `WakeFailed`."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWake:
+    """Give the attempt up and leave nothing of it; never answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginTurn:
+    """Announce the turn and its user message, if it has one."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand the turn's message to the agent."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Ask the agent to stop; `InterruptExpired` comes back after the grace."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndTurn:
+    """Close what is open, persist everything, announce the end."""
+
+    turn_id: str
+    report: AgentTurnEnded
+
+
+@dataclass(frozen=True, slots=True)
+class StopSandbox:
+    """Sync where that is still possible, end the sandbox; answered by `Stopped`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceQueue:
+    """Tell who waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceStatus:
+    """Tell how the session stands."""
+
+
+Effect: TypeAlias = (
+    Wake
+    | CancelWake
+    | BeginTurn
+    | Deliver
+    | Interrupt
+    | EndTurn
+    | StopSandbox
+    | AnnounceQueue
+    | AnnounceStatus
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that decides what a session may do next.
+
+    `turn` is the one under way; `queue` holds accepted turns in order; `interrupting` says that
+    the turn under way was asked to end, `autonomous` that the agent began it by itself. `attempt`
+    counts wakes, so that the late answer of one that was given up is known for what it is.
+    """
+
+    phase: Phase = Phase.DORMANT
+    turn: str | None = None
+    queue: tuple[str, ...] = ()
+    interrupting: bool = False
+    autonomous: bool = False
+    attempt: int = 0
+
+
+Step: TypeAlias = tuple[State, tuple[Effect, ...]]
+
+
+class InvalidTransition(Exception):
+    """An input that the present phase does not know. Nothing was changed."""
+
+    def __init__(self, state: State, given: Input) -> None:
+        super().__init__(f"{type(given).__name__} in phase {state.phase}")
+        self.state = state
+        self.given = given
+
+
+def step(state: State, given: Input) -> Step:
+    """Make one move. Raises `InvalidTransition`."""
+    move = TRANSITIONS.get((state.phase, type(given)))
+    if move is None:
+        raise InvalidTransition(state, given)
+    return move(state, given)
+
+
+def check(state: State) -> None:
+    """What holds after every step. Raises AssertionError."""
+    assert (state.turn is not None) == (state.phase is Phase.RUNNING)
+    assert state.turn is not None or not (state.interrupting or state.autonomous)
+    assert len(set(state.queue)) == len(state.queue)
+    assert state.turn not in state.queue
+    assert not (state.queue and state.phase in {Phase.READY, Phase.DORMANT, Phase.FAILED})
+
+
+# The moves. Each takes the state and the input that the table below pairs it with.
+
+
+def _stay(state: State, _: Input) -> Step:
+    return state, ()
+
+
+def _enqueue(state: State, given: MessageAccepted) -> Step:
+    return replace(state, queue=(*state.queue, given.turn_id)), (AnnounceQueue(),)
+
+
+def _wake_for_message(state: State, given: MessageAccepted) -> Step:
+    state, effects = _wake(replace(state, queue=(*state.queue, given.turn_id)), given)
+    return state, (AnnounceQueue(), *effects)
+
+
+def _wake(state: State, _: Input) -> Step:
+    attempt = state.attempt + 1
+    return replace(state, phase=Phase.WAKING, attempt=attempt), (AnnounceStatus(), Wake(attempt))
+
+
+def _run(state: State, given: MessageAccepted) -> Step:
+    return _next(replace(state, queue=(given.turn_id,)), announce_queue=False)
+
+
+def _next(state: State, *, announce_queue: bool = True) -> Step:
+    """With a living agent and no turn under way: begin the next one, or rest."""
+    if not state.queue:
+        return replace(state, phase=Phase.READY, turn=None, interrupting=False), (AnnounceStatus(),)
+    turn, *rest = state.queue
+    state = replace(state, phase=Phase.RUNNING, turn=turn, queue=tuple(rest), interrupting=False)
+    told: tuple[Effect, ...] = (AnnounceQueue(),) if announce_queue else ()
+    return state, (*told, AnnounceStatus(), BeginTurn(turn), Deliver(turn))
+
+
+def _woken(state: State, given: Woken) -> Step:
+    return _next(state) if given.attempt == state.attempt else (state, ())
+
+
+def _wake_failed(state: State, given: WakeFailed) -> Step:
+    if given.attempt != state.attempt:
+        return state, ()
+    failed = AgentTurnEnded(status=TurnStatus.FAILED, error=given.error)
+    ends = _unbegun(state.queue, failed)
+    told: tuple[Effect, ...] = (AnnounceQueue(),) if state.queue else ()
+    return replace(state, phase=Phase.FAILED, queue=()), (*told, *ends, AnnounceStatus())
+
+
+def _unbegun(turns: tuple[str, ...], report: AgentTurnEnded) -> tuple[Effect, ...]:
+    """A turn that never ran still begins and ends once, so that its message is not lost to view."""
+    return tuple(effect for turn in turns for effect in (BeginTurn(turn), EndTurn(turn, report)))
+
+
+def _agent_began(state: State, given: AgentBegan) -> Step:
+    """The agent began by itself: a background task came back to it."""
+    state = replace(state, phase=Phase.RUNNING, turn=given.turn_id, autonomous=True)
+    return state, (AnnounceStatus(), BeginTurn(given.turn_id))
+
+
+def _agent_rested(state: State, given: AgentRested) -> Step:
+    assert state.turn is not None
+    report = given.report
+    if report.autonomous and not state.autonomous:
+        return state, ()  # it finished something of its own; our message is still to be answered
+    if state.interrupting and report.status is TurnStatus.FAILED:
+        report = replace(report, status=TurnStatus.CANCELLED, error=None)
+    after, effects = _next(replace(state, turn=None, autonomous=False))
+    return after, (EndTurn(state.turn, report), *effects)
+
+
+def _interrupt(state: State, given: InterruptWanted) -> Step:
+    if given.turn_id in state.queue:
+        return _withdraw(state, given)
+    if state.turn is None or given.turn_id not in {None, state.turn} or state.interrupting:
+        return state, ()
+    return replace(state, interrupting=True), (Interrupt(state.turn),)
+
+
+def _withdraw(state: State, given: InterruptWanted) -> Step:
+    """End a turn that has not begun; without a name, the first that waits."""
+    turn = given.turn_id if given.turn_id is not None else next(iter(state.queue), None)
+    if turn not in state.queue or turn is None:
+        return state, ()
+    state = replace(state, queue=tuple(each for each in state.queue if each != turn))
+    return state, (AnnounceQueue(), *_unbegun((turn,), AgentTurnEnded(status=TurnStatus.CANCELLED)))
+
+
+def _interrupt_expired(state: State, given: InterruptExpired) -> Step:
+    """The agent does not listen: its sandbox ends, and the turn with it."""
+    if state.turn != given.turn_id:
+        return state, ()
+    report = AgentTurnEnded(status=TurnStatus.CANCELLED, stop_reason="interrupt_expired")
+    state = _stopping(state)
+    return state, (EndTurn(given.turn_id, report), AnnounceStatus(), StopSandbox())
+
+
+def _stop(state: State, given: StopWanted) -> Step:
+    if given.error is None:
+        report = AgentTurnEnded(status=TurnStatus.CANCELLED, stop_reason="stopped")
+    else:
+        report = AgentTurnEnded(status=TurnStatus.FAILED, error=given.error)
+    ends: tuple[Effect, ...] = (EndTurn(state.turn, report),) if state.turn else ()
+    if state.queue:
+        ends += (AnnounceQueue(), *_unbegun(state.queue, report))
+    if state.phase is Phase.WAKING:
+        return replace(state, phase=Phase.DORMANT, queue=()), (CancelWake(), *ends, AnnounceStatus())
+    return replace(_stopping(state), queue=()), (*ends, AnnounceStatus(), StopSandbox())
+
+
+def _stopping(state: State) -> State:
+    return replace(state, phase=Phase.STOPPING, turn=None, interrupting=False, autonomous=False)
+
+
+def _stop_more(state: State, given: StopWanted) -> Step:
+    """Already stopping: those who joined the queue meanwhile are let go as well."""
+    if not state.queue:
+        return state, ()
+    _, effects = _stop(replace(state, phase=Phase.WAKING), given)
+    return replace(state, queue=()), effects[1:-1]
+
+
+def _stopped(state: State, _: Stopped) -> Step:
+    if state.queue:
+        return _wake(state, PrewarmWanted())
+    return replace(state, phase=Phase.DORMANT), (AnnounceStatus(),)
+
+
+def _lost(state: State, given: SandboxLost) -> Step:
+    ends: tuple[Effect, ...] = ()
+    if state.turn is not None:
+        report = AgentTurnEnded(status=TurnStatus.FAILED, error=given.error)
+        if state.interrupting:
+            report = AgentTurnEnded(status=TurnStatus.CANCELLED)
+        ends = (EndTurn(state.turn, report),)
+    state = _stopping(state)
+    return state, (*ends, AnnounceStatus(), StopSandbox())
+
+
+_Move: TypeAlias = Callable[[State, Any], Step]
+
+_EVERYWHERE: Final[dict[type, _Move]] = {
+    AgentBegan: _stay,
+    AgentRested: _stay,
+    InterruptWanted: _withdraw,
+    InterruptExpired: _stay,
+    PrewarmWanted: _stay,
+    SandboxLost: _stay,
+    StopWanted: _stay,
+    WakeFailed: _stay,
+    Woken: _stay,
+}
+"""What no phase minds: it comes too late, or finds nothing to do."""
+
+_TABLE: Final[dict[Phase, dict[type, _Move]]] = {
+    Phase.DORMANT: {MessageAccepted: _wake_for_message, PrewarmWanted: _wake},
+    Phase.FAILED: {MessageAccepted: _wake_for_message, PrewarmWanted: _wake},
+    Phase.WAKING: {
+        MessageAccepted: _enqueue,
+        Woken: _woken,
+        WakeFailed: _wake_failed,
+        StopWanted: _stop,  # a sandbox that dies on its way is told by WakeFailed
+    },
+    Phase.READY: {
+        MessageAccepted: _run,
+        AgentBegan: _agent_began,
+        StopWanted: _stop,
+        SandboxLost: _lost,
+    },
+    Phase.RUNNING: {
+        MessageAccepted: _enqueue,
+        AgentRested: _agent_rested,
+        InterruptWanted: _interrupt,
+        InterruptExpired: _interrupt_expired,
+        StopWanted: _stop,
+        SandboxLost: _lost,
+    },
+    Phase.STOPPING: {
+        MessageAccepted: _enqueue,
+        StopWanted: _stop_more,
+        Stopped: _stopped,
+    },
+}
+
+TRANSITIONS: Final[dict[tuple[Phase, type], _Move]] = {
+    (phase, given): move for phase, own in _TABLE.items() for given, move in (_EVERYWHERE | own).items()
+}
+"""The whole table: (phase, input) to the move."""

@@ -1,0 +1,428 @@
+"""SessionManager: all sessions of one runtime: found, loaded once, admitted to, and ended in order.
+
+Every call names a principal; a session of another owner looks absent. A session is in memory from
+its first use on, under a lock of its own, so that two callers never load it twice. What a session
+does is in `session`; how it is spoken to from outside is in `transport`.
+
+Closing: 1. no new session is loaded; 2. all sessions stop together, each as `session` describes,
+within `_CLOSE_BOUND_S`; 3. providers, log and store are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+from weakref import WeakValueDictionary
+
+import structlog
+
+from agent_runtime.blocks import Block, Content
+from agent_runtime.config import RuntimeConfig
+from agent_runtime.conversation import Snapshot
+from agent_runtime.errors import AgentFault, Conflict, NotFound, RuntimeFault
+from agent_runtime.loading import load
+from agent_runtime.ports import Agent, Principal
+from agent_runtime.profile import AgentProfile, default_profile
+from agent_runtime.records import (
+    ClientSession,
+    Phase,
+    RuntimeStatus,
+    SessionRecord,
+    Turn,
+    TurnError,
+    WorkspaceFile,
+)
+from agent_runtime.session import AgentSession, SendReceipt
+from agent_runtime.tasks import Tasks
+from agent_runtime.workspace import file_of, safe_path
+
+_log = structlog.get_logger(__name__)
+
+_CLOSE_BOUND_S: Final = 30.0
+"""For all sessions to sync and stop: longer than a slow sync, shorter than an orchestrator's patience."""
+_REPEATABLE: Final = uuid.UUID("6f6e9b0a-5d0e-4a51-9a0c-7d1f6c1c2d11")
+"""Namespace of session ids made from an idempotency key: the same owner and key give the same id."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a client asks for. `workspace_files` are (path, bytes); `message` is sent at once."""
+
+    agent_profile_ref: str
+    architecture: str | None = None
+    session_options: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    workspace_files: tuple[tuple[str, bytes], ...] = ()
+    message: Content | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """A change of what a session list shows; `session` is None when it was deleted."""
+
+    kind: Literal["created", "changed", "deleted"]
+    session_id: str
+    session: ClientSession | None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether new work can be taken, and each part's own word on it (JSON values)."""
+
+    ok: bool
+    parts: dict[str, dict[str, object]]
+
+
+class SessionManager:
+    """See the module. `open` first; nothing after `close`."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        self.log = config.log
+        self._config = config
+        self._persistence = config.persistence
+        self._agents: dict[str, Agent] = {agent.architecture: agent for agent in config.agents}
+        self._sessions: dict[str, AgentSession] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._watchers: dict[object, tuple[str, Callable[[SessionChange], None]]] = {}
+        self._tasks = Tasks()
+        self._closing = False
+
+    async def open(self) -> None:
+        """Open the store and end the sandboxes that an earlier process of this runtime left."""
+        await self._persistence.open()
+        await self._tasks.open()
+        await self._end_leftovers()
+
+    async def close(self) -> None:
+        """See the module. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        why = TurnError(code="runtime_stopped", message="The runtime was stopped.", retryable=True)
+        stops = [self._tasks.spawn(self._unload(session, why)) for session in self._sessions.values()]
+        if stops:
+            await asyncio.wait(stops, timeout=_CLOSE_BOUND_S)
+        await self._tasks.close()
+        await self._config.sandboxes.close()
+        await self.log.close()
+        await self._persistence.close()
+
+    # Sessions.
+
+    async def create_session(self, principal: Principal, new: NewSession) -> tuple[ClientSession, bool]:
+        """Create a session, durably; no sandbox yet. The bool tells whether it was made just now.
+
+        Raises `NotFound` (`profile_not_found`), `InvalidRequest`, `AgentFault`
+        (`unsupported_architecture`).
+        """
+        profile = await self.profile(new.agent_profile_ref)
+        agent = self._agent(new.architecture or profile.architecture)
+        options = agent.check_options(new.session_options)
+        now = datetime.now(UTC)
+        files = [(path, text.encode()) for path, text in profile.files.items()]
+        record = SessionRecord(
+            session_id=_session_id(principal, new.idempotency_key),
+            owner=principal.owner,
+            name=new.name,
+            architecture=agent.architecture,
+            agent_profile_reference=profile.profile_id,
+            session_options=options,
+            metadata=dict(new.metadata),
+            created_at=now,
+            last_activity=now,
+        )
+        workspace = {
+            path: file_of(path, content, modified_at=now) for path, content in (*files, *new.workspace_files)
+        }
+        made = await self._create(record, tuple(workspace.values()))
+        session = await self._load(record.session_id)
+        if made:
+            self._tell(principal.owner, SessionChange("created", session.session_id, session.shown()))
+        if made and new.message is not None:
+            await session.send(new.message, message_id=None, when_busy="queue")
+        return session.shown(), made
+
+    async def list_sessions(
+        self, principal: Principal, *, limit: int, cursor: str | None
+    ) -> tuple[tuple[ClientSession, ...], str | None]:
+        """The principal's own sessions, newest first, and the cursor of the next page."""
+        page = await self._persistence.list_sessions(principal.owner, limit=limit, cursor=cursor)
+        return tuple(self._shown(record) for record in page.sessions), page.next_cursor
+
+    async def session(self, principal: Principal, session_id: str) -> ClientSession:
+        """The session as it stands; loads nothing. Raises `NotFound`."""
+        return self._shown(await self._record(principal, session_id))
+
+    async def snapshot(self, principal: Principal, session_id: str) -> Snapshot:
+        """The session with its newest blocks; loads it, starts no sandbox. Raises `NotFound`."""
+        return (await self._own(principal, session_id)).snapshot(self._config.block_page)
+
+    async def update_session(
+        self,
+        principal: Principal,
+        session_id: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ClientSession:
+        """Change what is given. Raises `NotFound`."""
+        session = await self._own(principal, session_id)
+        changes: dict[str, Any] = {}
+        if name is not None:
+            changes["name"] = name
+        if metadata is not None:
+            changes["metadata"] = dict(metadata)
+        if changes:
+            await session.update_record(**changes)
+        return session.shown()
+
+    async def update_options(
+        self, principal: Principal, session_id: str, options: Mapping[str, Any]
+    ) -> ClientSession:
+        """Change session options; a running agent follows. Raises `NotFound`, `InvalidRequest`."""
+        session = await self._own(principal, session_id)
+        await session.update_options(dict(options))
+        return session.shown()
+
+    async def delete_session(self, principal: Principal, session_id: str) -> None:
+        """End the sandbox and remove everything for ever. Raises `NotFound`."""
+        await self._record(principal, session_id)
+        async with self._lock(session_id):
+            session = self._sessions.get(session_id)
+            if session is not None:
+                await self._unload(session, None)
+            await self._persistence.delete_session(session_id)
+            await self.log.drop(session_id)
+        self._tell(principal.owner, SessionChange("deleted", session_id, None))
+
+    async def stop_session(self, principal: Principal, session_id: str) -> ClientSession:
+        """End the sandbox, keep the session; returns when it is gone. Raises `NotFound`."""
+        session = await self._own(principal, session_id)
+        await session.stop()
+        return session.shown()
+
+    async def prewarm_session(self, principal: Principal, session_id: str) -> ClientSession:
+        """Begin to start the sandbox. Raises `NotFound`."""
+        session = await self._own(principal, session_id)
+        session.prewarm()
+        return session.shown()
+
+    async def sync_session(self, principal: Principal, session_id: str) -> ClientSession:
+        """Make everything durable now. Raises `NotFound`."""
+        session = await self._own(principal, session_id)
+        await session.sync()
+        return session.shown()
+
+    # Turns.
+
+    async def send(
+        self,
+        principal: Principal,
+        session_id: str,
+        content: Content,
+        *,
+        message_id: str | None,
+        when_busy: Literal["queue", "reject"],
+    ) -> SendReceipt:
+        """Accept a message; durable on return. Raises `NotFound`, `Conflict`, `PersistenceFault`."""
+        session = await self._own(principal, session_id)
+        return await session.send(content, message_id=message_id, when_busy=when_busy)
+
+    async def interrupt(self, principal: Principal, session_id: str, turn_id: str | None) -> bool:
+        """Ask a turn to end; whether there was one. Raises `NotFound`."""
+        await self._record(principal, session_id)
+        session = self._sessions.get(session_id)
+        return session is not None and session.interrupt(turn_id)
+
+    async def turns(
+        self, principal: Principal, session_id: str, *, before: int | None, limit: int
+    ) -> tuple[Turn, ...]:
+        """The ledger: the newest turns below an index, in rising index. Raises `NotFound`."""
+        await self._record(principal, session_id)
+        return await self._persistence.load_turns(session_id, limit=limit, before=before)
+
+    # What is kept.
+
+    async def blocks(
+        self,
+        principal: Principal,
+        session_id: str,
+        *,
+        before: str | None,
+        limit: int,
+        conversation_id: str | None,
+    ) -> tuple[tuple[Block, ...], bool]:
+        """A page of complete blocks before the named one, oldest first; and whether older ones exist.
+
+        Raises `NotFound` (`session_not_found`, `block_not_found`).
+        """
+        await self._record(principal, session_id)
+        index: int | None = None
+        if before is not None:
+            index = await self._persistence.block_index(session_id, before)
+            if index is None:
+                raise NotFound("There is no such block.", code="block_not_found", session_id=session_id)
+        page = await self._persistence.load_blocks(
+            session_id, limit=limit, before=index, conversation_id=conversation_id
+        )
+        return tuple(entry.block for entry in page.blocks), page.has_more
+
+    async def manifest(self, principal: Principal, session_id: str) -> tuple[WorkspaceFile, ...]:
+        """The workspace's files as they are known, sorted by path, without content. Raises `NotFound`."""
+        return (await self._own(principal, session_id)).files()
+
+    async def file(self, principal: Principal, session_id: str, path: str) -> WorkspaceFile:
+        """One file with its content. Raises `NotFound` (`file_not_found`), `InvalidRequest`."""
+        session = await self._own(principal, session_id)
+        file = await session.file(safe_path(path))
+        if file is None:
+            raise NotFound("There is no such file.", code="file_not_found", session_id=session_id)
+        return file
+
+    async def profiles(self) -> tuple[AgentProfile, ...]:
+        """All profiles by id: `default`, the store's, and over them the configuration's."""
+        configured = self._config.profiles
+        given = await configured() if callable(configured) else configured
+        stored = await self._persistence.list_profiles()
+        known = {profile.profile_id: profile for profile in (default_profile(), *stored, *given)}
+        return tuple(profile for _, profile in sorted(known.items()))
+
+    async def profile(self, profile_id: str) -> AgentProfile:
+        """One profile. Raises `NotFound` (`profile_not_found`)."""
+        for profile in await self.profiles():
+            if profile.profile_id == profile_id:
+                return profile
+        raise NotFound("There is no such profile.", code="profile_not_found")
+
+    # The whole.
+
+    def watch(self, principal: Principal, on_change: Callable[[SessionChange], None]) -> Callable[[], None]:
+        """Be called at each change of the principal's session list; returns how to end that."""
+        key = object()
+        self._watchers[key] = (principal.owner, on_change)
+
+        def cancel() -> None:
+            self._watchers.pop(key, None)
+
+        return cancel
+
+    async def readiness(self) -> Readiness:
+        """Whether store and sandboxes work."""
+        capabilities = await self._config.sandboxes.probe()
+        failing = any(session.recorder.failing for session in self._sessions.values())
+        parts: dict[str, dict[str, object]] = {
+            "persistence": {"ok": not failing},
+            "sandboxes": {
+                "ok": capabilities.available,
+                "provider": capabilities.provider,
+                "isolation": capabilities.isolation,
+                "reasons": list(capabilities.reasons),
+            },
+        }
+        return Readiness(all(part["ok"] for part in parts.values()) and not self._closing, parts)
+
+    async def _record(self, principal: Principal, session_id: str) -> SessionRecord:
+        """The principal's own session, from memory where it is loaded. Raises `NotFound`."""
+        loaded = self._sessions.get(session_id)
+        record = loaded.recorder.record if loaded else await self._persistence.load_session(session_id)
+        if record is None or record.owner != principal.owner:
+            raise NotFound.session(session_id)
+        return record
+
+    async def _own(self, principal: Principal, session_id: str) -> AgentSession:
+        """The principal's own session, loaded. Raises `NotFound`."""
+        await self._record(principal, session_id)
+        return await self._load(session_id)
+
+    async def _load(self, session_id: str) -> AgentSession:
+        """The session in memory; whoever comes first loads it for all."""
+        async with self._lock(session_id):
+            session = self._sessions.get(session_id)
+            if session is not None:
+                return session
+            if self._closing:
+                raise RuntimeFault("The runtime is stopping.", code="runtime_stopped", retryable=True)
+            record = await self._persistence.load_session(session_id)
+            if record is None:
+                raise NotFound.session(session_id)
+            session = await load(
+                record,
+                self._config,
+                self._agent(record.architecture),
+                profile=self.profile,
+                on_change=self._changed,
+            )
+            self._sessions[session_id] = session
+            self._tasks.spawn(self._run(session))
+            return session
+
+    async def _run(self, session: AgentSession) -> None:
+        try:
+            await session.run()
+        finally:
+            if self._sessions.get(session.session_id) is session:
+                del self._sessions[session.session_id]
+
+    async def _unload(self, session: AgentSession, why: TurnError | None) -> None:
+        await session.stop(why)
+        await session.sync()
+        session.close()
+        self._sessions.pop(session.session_id, None)
+
+    async def _create(self, record: SessionRecord, files: tuple[WorkspaceFile, ...]) -> bool:
+        """Store a new session with its files; False where an idempotency key made it before."""
+        try:
+            await self._persistence.create_session(record)
+        except Conflict:
+            return False
+        if files:
+            await self._persistence.save_files(record.session_id, files)
+        return True
+
+    async def _end_leftovers(self) -> None:
+        """Sandboxes of an earlier process: their sessions are synced up to the last interval."""
+        for ref in await self._config.sandboxes.list(self._config.runtime_id):
+            try:
+                sandbox = await self._config.sandboxes.attach(ref)
+                await sandbox.stop()
+            except RuntimeFault as fault:
+                _log.warning("leftover_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
+
+    def _agent(self, architecture: str) -> Agent:
+        agent = self._agents.get(architecture)
+        if agent is None:
+            known = ", ".join(sorted(self._agents))
+            raise AgentFault(
+                f"There is no agent '{architecture[:100]}' here; there is: {known}.",
+                code="unsupported_architecture",
+            )
+        return agent
+
+    def _lock(self, session_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(session_id, asyncio.Lock())
+
+    def _shown(self, record: SessionRecord) -> ClientSession:
+        loaded = self._sessions.get(record.session_id)
+        if loaded is not None:
+            return loaded.shown()
+        return ClientSession.of(record, RuntimeStatus(is_loaded=False, phase=Phase.DORMANT))
+
+    def _changed(self, session: ClientSession) -> None:
+        self._tell(session.owner or "", SessionChange("changed", session.session_id, session))
+
+    def _tell(self, owner: str, change: SessionChange) -> None:
+        for watched, on_change in list(self._watchers.values()):
+            if watched == owner:
+                on_change(change)
+
+
+def _session_id(principal: Principal, idempotency_key: str | None) -> str:
+    if idempotency_key is None:
+        return str(uuid.uuid4())
+    return str(uuid.uuid5(_REPEATABLE, f"{principal.owner}\0{idempotency_key}"))

@@ -1,0 +1,201 @@
+"""Recorder: what happens in one session is appended to the log, folded, and made durable.
+
+Three kinds of record leave here: blocks (saved in batches as soon as they are complete), files and
+the agent's transcript (saved on the sync timer), all of them before a turn's end. What could not be
+saved is kept and tried again; nothing is dropped. The recorder does not know the agent, the sandbox
+or the lifecycle: `session` feeds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import structlog
+
+from agent_runtime.conversation import Conversation, merge_deltas
+from agent_runtime.errors import NotFound, PersistenceFault
+from agent_runtime.events import Event, MetadataUpdate, Position
+from agent_runtime.ports import EventLog, PersistenceAdapter, StoredBlock
+from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
+
+_log = structlog.get_logger(__name__)
+
+_RETRY_FIRST_S: Final = 0.1
+_RETRY_MOST_S: Final = 5.0
+"""Back-off while the store does not answer: soon enough to go on, rare enough not to add to its load."""
+_KEPT_BLOCKS: Final = 400
+"""Complete blocks held in memory for joining viewers; older ones are read from the store."""
+
+_Write: TypeAlias = Callable[[], Awaitable[None]]
+
+
+class Recorder:
+    """The one writer of a session's log and records. All methods run on the session's loop.
+
+    Args:
+        record: the session as it was loaded.
+        conversation: its newest blocks.
+        files: the manifest as it is stored (no content).
+        position: the log's head; `position` always names the last event that was folded.
+    """
+
+    def __init__(
+        self,
+        record: SessionRecord,
+        conversation: Conversation,
+        *,
+        files: Sequence[WorkspaceFile],
+        position: Position,
+        log: EventLog,
+        persistence: PersistenceAdapter,
+        sync_interval_s: float,
+    ) -> None:
+        self.record = record
+        self.conversation = conversation
+        self.files = {file.path: file for file in files}
+        self.failing = False
+        self.position = position
+        self._log = log
+        self._persistence = persistence
+        self._sync_interval_s = sync_interval_s
+        self._blocks: dict[str, None] = {}
+        self._unsaved_files: dict[str, WorkspaceFile | None] = {}
+        self._transcript: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+        self._transcript_next: dict[str, int] = {}
+        self._dirty = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._publishing = asyncio.Lock()
+
+    @property
+    def session_id(self) -> str:
+        """The session that is recorded."""
+        return self.record.session_id
+
+    async def publish(self, events: Sequence[Event]) -> None:
+        """Append events in order, neighbouring deltas merged, and fold them.
+
+        The lock keeps fold and position together when several tasks publish at once.
+        """
+        merged = merge_deltas(events)
+        if not merged:
+            return
+        async with self._publishing:
+            for entry in await self._log.append(self.session_id, merged):
+                self.position = entry.position
+                if isinstance(entry.event, MetadataUpdate):
+                    self._note_totals(entry.event)
+                if (block_id := self.conversation.apply(entry.event)) is not None:
+                    self._blocks[block_id] = None
+                    self._dirty.set()
+
+    def _note_totals(self, event: MetadataUpdate) -> None:
+        """Running totals go into the record; they are saved with it at the end of the turn."""
+        names = ("usage", "cost_usd", "model", "context_tokens")
+        told = {name: value for name in names if (value := getattr(event, name)) is not None}
+        self.record = self.record.model_copy(update=told)
+
+    def file_changed(self, file: WorkspaceFile, *, deleted: bool) -> None:
+        """Remember a change of the workspace for the next sync; `file` has its content unless deleted."""
+        self._unsaved_files[file.path] = None if deleted else file
+        if deleted:
+            self.files.pop(file.path, None)
+        else:
+            self.files[file.path] = file.model_copy(update={"content": None})
+        self._dirty.set()
+
+    def transcript_stored(self, lengths: dict[str, int]) -> None:
+        """Note how many entries of each key the store holds; new ones are counted on from there."""
+        self._transcript_next = dict(lengths)
+
+    def transcript_grew(self, key: str, entries: Sequence[dict[str, Any]]) -> None:
+        """Remember new entries of the agent's transcript for the next sync."""
+        place = self._transcript_next.get(key, 0)
+        first, waiting = self._transcript.setdefault(key, (place, []))
+        waiting.extend(entries)
+        self._transcript_next[key] = first + len(waiting)
+        self._dirty.set()
+
+    async def save_turn(self, turn: Turn, blocks: Sequence[StoredBlock] = ()) -> None:
+        """Make a turn durable, together with blocks, trying until the store takes it."""
+        await self._persist(lambda: self._persistence.save_turn(self.session_id, turn, blocks))
+
+    async def update_record(self, **changes: Any) -> None:
+        """Change the session's record and make it durable."""
+        self.record = self.record.model_copy(update=changes)
+        record = self.record
+        await self._persist(lambda: self._persistence.update_session(record))
+
+    async def flush(self) -> None:
+        """Make everything durable that is not; returns when it is."""
+        await self._save_blocks()
+        await self._save_workspace()
+
+    async def keep_in_sync(self) -> None:
+        """Save blocks as they complete, files and transcript on the timer. Runs until cancelled."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self._save_blocks()
+            if self._unsaved_files or self._transcript:
+                await asyncio.sleep(self._sync_interval_s)
+                await self._save_workspace()
+
+    async def _save_blocks(self) -> None:
+        async with self._writing:
+            ids, self._blocks = self._blocks, {}
+            try:
+                if stored := self.conversation.stored(ids):
+                    await self._until_saved(lambda: self._persistence.save_blocks(self.session_id, stored))
+            except BaseException:
+                self._blocks = ids | self._blocks  # cancelled in mid-write: it is still to be saved
+                raise
+            self.conversation.trim(_KEPT_BLOCKS)
+
+    async def _save_workspace(self) -> None:
+        async with self._writing:
+            files, self._unsaved_files = self._unsaved_files, {}
+            transcript, self._transcript = self._transcript, {}
+            try:
+                await self._save_files(files)
+                for key, (place, entries) in transcript.items():
+                    await self._save_entries(key, place, entries)
+            except BaseException:
+                self._unsaved_files = files | self._unsaved_files
+                for key, (place, newer) in self._transcript.items():
+                    transcript.setdefault(key, (place, []))[1].extend(newer)
+                self._transcript = transcript
+                raise
+
+    async def _save_files(self, files: dict[str, WorkspaceFile | None]) -> None:
+        if saved := [file for file in files.values() if file is not None]:
+            await self._until_saved(lambda: self._persistence.save_files(self.session_id, saved))
+        if gone := [path for path, file in files.items() if file is None]:
+            await self._until_saved(lambda: self._persistence.delete_files(self.session_id, gone))
+
+    async def _save_entries(self, key: str, place: int, entries: list[dict[str, Any]]) -> None:
+        await self._until_saved(
+            lambda: self._persistence.append_transcript(self.session_id, key, place, entries)
+        )
+
+    async def _persist(self, write: _Write) -> None:
+        async with self._writing:
+            await self._until_saved(write)
+
+    async def _until_saved(self, write: _Write) -> None:
+        """Repeat a write until the store takes it. A session deleted meanwhile needs no saving."""
+        delay = _RETRY_FIRST_S
+        while True:
+            try:
+                await write()
+            except NotFound:
+                break
+            except PersistenceFault as fault:
+                self.failing = True
+                _log.warning("persistence_retry", session_id=self.session_id, code=fault.code, delay_s=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _RETRY_MOST_S)
+            else:
+                break
+        self.failing = False

@@ -1,0 +1,173 @@
+"""Turns: accepted, begun and ended exactly once each, durable before anybody is told.
+
+Here is what a turn *is* over time: its record, its user message, its events. When it may begin and
+why it ends is decided by `lifecycle`; `session` calls the methods in the order of the effects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+from agent_runtime.blocks import BlockState, Content, TextPart, UserMessage
+from agent_runtime.events import BlockComplete, BlockStart, TurnEnd, TurnStart
+from agent_runtime.ports import AgentTurnEnded, PersistenceAdapter
+from agent_runtime.recorder import Recorder
+from agent_runtime.records import QueuedMessage, Turn, TurnStatus
+
+_PREVIEW_CHARS: Final = 200
+_CLOSED_BY: Final = {
+    TurnStatus.COMPLETED: "The agent gave no result.",
+    TurnStatus.CANCELLED: "Interrupted.",
+    TurnStatus.FAILED: "The turn failed before this tool gave a result.",
+}
+
+
+class Turns:
+    """The turns of one session that are not over: queued ones, and the one under way (`current`).
+
+    `said` is the message that the current turn answers.
+    """
+
+    def __init__(self, recorder: Recorder, persistence: PersistenceAdapter, *, next_index: int) -> None:
+        self.current: Turn | None = None
+        self.said: Content = ""
+        self._recorder = recorder
+        self._persistence = persistence
+        self._next_index = next_index
+        self._total_cost_usd = recorder.record.cost_usd or 0.0
+        self._waiting: dict[str, Turn] = {}
+        self._accepting = asyncio.Lock()
+
+    async def accept(
+        self, content: Content, message_id: str | None, *, admit: Callable[[], None]
+    ) -> tuple[Turn, bool]:
+        """Make a message durable as a queued turn; returns the turn and whether it was known already.
+
+        `admit` is asked after the message turned out to be new and may raise.
+        Raises `PersistenceFault` when the store does not answer: then nothing was accepted.
+        """
+        async with self._accepting:
+            if message_id is not None:
+                known = await self._persistence.find_turn(self._recorder.session_id, message_id)
+                if known is not None:
+                    return known, True
+            admit()
+            turn = Turn(
+                turn_id=str(uuid.uuid4()),
+                index=self._next_index,
+                message_id=message_id or str(uuid.uuid4()),
+                status=TurnStatus.QUEUED,
+                content=content,
+                started_at=datetime.now(UTC),
+            )
+            await self._persistence.save_turn(self._recorder.session_id, turn)
+            self._next_index += 1
+            self._waiting[turn.turn_id] = turn
+            return turn, False
+
+    def resume(self, turn: Turn) -> None:
+        """Take up a queued turn that was accepted before the session was loaded."""
+        self._waiting[turn.turn_id] = turn
+
+    def queue(self, turn_ids: Iterable[str]) -> tuple[QueuedMessage, ...]:
+        """These queued turns as viewers see them."""
+        turns = [self._waiting[turn_id] for turn_id in turn_ids if turn_id in self._waiting]
+        return tuple(
+            QueuedMessage(message_id=turn.message_id or "", preview=_preview(turn.content or ""))
+            for turn in turns
+        )
+
+    async def begin(self, turn_id: str) -> None:
+        """Make the turn the current one, durably, and tell of it; `said` is then its message.
+
+        An unknown id is a turn that the agent began by itself: it has no message.
+        """
+        now = datetime.now(UTC)
+        queued = self._waiting.pop(turn_id, None)
+        if queued is None:
+            turn = Turn(turn_id=turn_id, index=self._next_index, status=TurnStatus.RUNNING, started_at=now)
+            self._next_index += 1
+            await self._recorder.save_turn(turn)
+            self.current = turn
+            await self._recorder.publish([TurnStart(turn=turn, turn_id=turn_id)])
+            return
+        self.said = content = queued.content or ""
+        turn = queued.model_copy(update={"status": TurnStatus.RUNNING, "started_at": now, "content": None})
+        block = UserMessage(
+            id=turn_id, turn_id=turn_id, timestamp=now, content=content, message_id=turn.message_id or ""
+        )
+        await self._recorder.save_turn(turn, [self._recorder.conversation.add(block)])
+        self.current = turn
+        begun = block.model_copy(update={"state": BlockState.STREAMING})
+        where = {"turn_id": turn_id, "conversation_id": block.conversation_id}
+        await self._recorder.publish(
+            [
+                TurnStart(turn=turn, turn_id=turn_id),
+                BlockStart(block=begun, **where),
+                BlockComplete(block_id=block.id, block=block, **where),
+            ]
+        )
+
+    async def end(
+        self,
+        turn_id: str,
+        report: AgentTurnEnded,
+        *,
+        everything: bool,
+        settle: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Close what is open, let `settle` bring files in, persist all, and tell of the end.
+
+        `everything` closes subagents in the background as well: their process is gone.
+        """
+        assert self.current is not None
+        assert self.current.turn_id == turn_id
+        now = datetime.now(UTC)
+        recorder = self._recorder
+        closing = recorder.conversation.close_open(
+            at=now, turn_id=turn_id, reason=_CLOSED_BY[report.status], everything=everything
+        )
+        await recorder.publish(closing)
+        await settle()
+        await recorder.flush()
+        turn = self._ended(self.current, report)
+        await recorder.save_turn(turn)
+        await recorder.update_record(
+            last_activity=turn.ended_at,
+            cost_usd=report.total_cost_usd if report.total_cost_usd is not None else recorder.record.cost_usd,
+            model=report.model or recorder.record.model,
+        )
+        self.current = None
+        await recorder.publish([TurnEnd(turn=turn, turn_id=turn_id)])
+
+    def _ended(self, turn: Turn, report: AgentTurnEnded) -> Turn:
+        return turn.model_copy(
+            update={
+                "status": report.status,
+                "stop_reason": report.stop_reason,
+                "error": report.error,
+                "ended_at": datetime.now(UTC),
+                "usage": report.usage,
+                "cost_usd": self._cost(report),
+                "model": report.model,
+            }
+        )
+
+    def _cost(self, report: AgentTurnEnded) -> float | None:
+        """This turn's share of the agent's cumulative cost; a total that fell back was begun anew."""
+        if report.total_cost_usd is None:
+            return None
+        grown = report.total_cost_usd - self._total_cost_usd
+        self._total_cost_usd = report.total_cost_usd
+        return round(grown if grown >= 0 else report.total_cost_usd, 10)
+
+
+def _preview(content: Content) -> str:
+    if isinstance(content, str):
+        return content[:_PREVIEW_CHARS]
+    text = " ".join(part.text if isinstance(part, TextPart) else "[image]" for part in content)
+    return text[:_PREVIEW_CHARS]

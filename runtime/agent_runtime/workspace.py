@@ -1,0 +1,129 @@
+"""Workspace: paths that are safe, and file reports from a sandbox read as changes. Pure.
+
+Everything a sandbox says about files is hostile until it went through here. Nothing here touches a
+file: contents come as bytes from the runner, and go to the store as values.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from agent_runtime.errors import InvalidRequest
+from agent_runtime.records import WorkspaceFile
+
+MAX_PATH_BYTES: Final = 4096
+"""PATH_MAX of Linux; no file of a workspace can have a longer one."""
+INLINE_TEXT_BYTES: Final = 64 * 1024
+"""Text up to this size travels inside `file_changed` (`wire.md` section 4)."""
+_LATEST: Final = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+_SHA256_DIGITS: Final = 64
+_CHANGES: Final = frozenset({"created", "modified", "deleted"})
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """One change as a runner told it. `content` None: it must still be read (or is too large: `skipped`)."""
+
+    change: Literal["created", "modified", "deleted"]
+    file: WorkspaceFile
+    content: bytes | None
+    skipped: bool
+
+
+def safe_path(path: str) -> str:
+    """Return the path when it is relative, with `/`, inside the workspace and writable as such.
+
+    Raises `InvalidRequest` (`invalid_path`): empty, absolute, `.` or `..` or empty parts, NUL, over
+    MAX_PATH_BYTES. File names that are not UTF-8 hold lone surrogates and are fine.
+    """
+    parts = path.split("/")
+    if not path or "\0" in path or any(part in {"", ".", ".."} for part in parts):
+        raise InvalidRequest("The path is not a relative path inside the workspace.", code="invalid_path")
+    try:
+        size = len(path.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("The path cannot be a file name.", code="invalid_path") from error
+    if size > MAX_PATH_BYTES:
+        raise InvalidRequest("The path is too long.", code="invalid_path")
+    return path
+
+
+def file_of(path: str, content: bytes, *, modified_at: datetime) -> WorkspaceFile:
+    """A file with its content: text where it is UTF-8, base64 otherwise.
+
+    Raises `InvalidRequest` (`invalid_path`).
+    """
+    try:
+        text, encoding = content.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        text, encoding = base64.b64encode(content).decode("ascii"), "base64"
+    return WorkspaceFile(
+        path=safe_path(path),
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        modified_at=modified_at,
+        mime_type=mimetypes.guess_type(path, strict=False)[0],
+        encoding="utf-8" if encoding == "utf-8" else "base64",
+        content=text,
+    )
+
+
+def content_of(file: WorkspaceFile) -> bytes:
+    """The raw bytes of a file that carries its content."""
+    content = file.content or ""
+    return content.encode("utf-8") if file.encoding == "utf-8" else base64.b64decode(content)
+
+
+def read_report(frame: Mapping[str, Any]) -> FileReport | None:
+    """Read a runner's `file` frame; None where it is malformed, unsafe or contradicts itself."""
+    path, change = frame.get("path"), frame.get("change")
+    size, mtime = frame.get("size", 0), frame.get("mtime", 0)
+    if not isinstance(path, str) or change not in _CHANGES:
+        return None
+    if (
+        not isinstance(size, int)
+        or size < 0
+        or not isinstance(mtime, int | float)
+        or not 0 <= mtime < _LATEST
+    ):
+        return None
+    try:
+        safe_path(path)
+        content = _content(frame)
+    except ValueError:
+        return None
+    except InvalidRequest:
+        return None
+    modified_at = datetime.fromtimestamp(mtime, UTC)
+    if content is not None:
+        return FileReport(change, file_of(path, content, modified_at=modified_at), content, skipped=False)
+    sha256 = frame.get("sha256")
+    file = WorkspaceFile(
+        path=path,
+        size_bytes=size,
+        sha256=sha256 if isinstance(sha256, str) and len(sha256) == _SHA256_DIGITS else "",
+        modified_at=modified_at,
+        mime_type=mimetypes.guess_type(path, strict=False)[0],
+    )
+    return FileReport(change, file, None, skipped=frame.get("skipped") is True)
+
+
+def shown(report: FileReport) -> WorkspaceFile:
+    """The file as `file_changed` shows it: short text inline, everything else without content."""
+    inline = report.file.encoding == "utf-8" and report.file.size_bytes <= INLINE_TEXT_BYTES
+    return report.file if inline else report.file.model_copy(update={"content": None})
+
+
+def _content(frame: Mapping[str, Any]) -> bytes | None:
+    content = frame.get("content")
+    if not isinstance(content, str):
+        return None
+    if frame.get("encoding") == "base64":
+        return base64.b64decode(content, validate=True)
+    return content.encode("utf-8")
