@@ -1,1 +1,106 @@
-"""One module per agent kind: start the agent, hand on its native lines untouched."""
+"""One module per agent kind: start the agent, hand on its native lines untouched.
+
+Here is what the runner asks of a driver. A driver lives for one agent process; it knows nothing of
+frames, offsets or connections, and speaks through its `Output`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+Entries = Mapping[str, Sequence[dict[str, Any]]]
+"""Transcript entries by key: `main`, or `subagents/agent-x`."""
+
+_DRIVERS: Final = {
+    "claude": ("agent_runtime_sandbox.drivers.claude", "ClaudeDriver"),
+    "scripted": ("agent_runtime_sandbox.drivers.scripted", "ScriptedDriver"),
+}
+
+
+class DriverError(Exception):
+    """The agent refused or could not. `code` is stable; the message is for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEnd:
+    """How an agent's process ended: its exit code where known, and what it said last."""
+
+    code: int | None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where an agent works: absolute paths. `gateway` is the unix socket to its model."""
+
+    workspace: Path
+    home: Path
+    gateway: Path | None
+
+
+class Output(Protocol):
+    """Where a driver puts what the agent says."""
+
+    async def line(self, line: dict[str, Any]) -> None:
+        """One native line; waits while nobody takes them away."""
+
+    def transcript(self, key: str, entries: Sequence[dict[str, Any]]) -> None:
+        """Entries of the agent's own transcript, in order."""
+
+    def stderr(self, text: str) -> None:
+        """A line of complaint; bounded by the receiver."""
+
+
+class Driver(Protocol):
+    """One agent process, from `start` to the return of `run`."""
+
+    async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
+        """Start the process; return facts about it. Raises `DriverError`; then nothing is left."""
+        ...
+
+    async def run(self) -> AgentEnd:
+        """Hand on lines until the process is over and everything of it is cleaned up. Never raises."""
+        ...
+
+    async def message(self, uuid: str, content: str | list[Any]) -> None:
+        """Give the agent one user message. Raises `DriverError`."""
+
+    async def interrupt(self) -> None:
+        """Stop what runs; the agent stays. Bounded. Raises `DriverError`."""
+
+    async def configure(self, options: Mapping[str, Any]) -> None:
+        """Change options of the running agent. Raises `DriverError`."""
+
+    async def close(self) -> None:
+        """Ask the agent to end; `run` returns soon after. Bounded."""
+
+    def kill(self) -> None:
+        """End it at once; `run` returns soon after."""
+
+    def pids(self) -> Collection[int]:
+        """Processes that the driver itself waits for."""
+        ...
+
+
+class DriverClass(Protocol):
+    """How a driver is made."""
+
+    def __call__(self, output: Output, places: Places) -> Driver:
+        """A driver that has not been started."""
+        ...
+
+
+def load(name: str) -> DriverClass:
+    """Import a driver; slow the first time. Raises `DriverError` for an unknown name."""
+    if name not in _DRIVERS:
+        raise DriverError("unknown_driver", f"there is no driver {name!r}")
+    module, attribute = _DRIVERS[name]
+    return cast("DriverClass", getattr(importlib.import_module(module), attribute))

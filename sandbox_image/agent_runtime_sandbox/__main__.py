@@ -1,0 +1,94 @@
+"""The runner's command line: where it listens, where its journal is, when it gives up.
+
+A provider that can passes descriptors (`--listen-fd`, `--journal-fd`), so that nothing inside the
+sandbox has a name for them; another gives paths in a directory that the agent cannot enter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from agent_runtime_sandbox import frames, process
+from agent_runtime_sandbox.drivers import Places
+from agent_runtime_sandbox.manifest import IGNORED_DIRECTORIES
+from agent_runtime_sandbox.runner import Runner, Settings
+
+
+def main() -> int:
+    """Run until told to end. Returns the exit code."""
+    process.harden()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="runner: %(message)s")
+    options = _parser().parse_args()
+    settings = Settings(
+        places=_places(),
+        orphan_timeout_s=options.orphan_timeout,
+        ignore=options.ignore if options.ignore is not None else IGNORED_DIRECTORIES,
+        preload=options.preload,
+    )
+    try:
+        with _listener(options) as listener:
+            asyncio.run(_run(listener, _journal(options), settings))
+    finally:
+        process.end_leftovers()
+    return 0
+
+
+async def _run(listener: socket.socket, journal_fd: int, settings: Settings) -> None:
+    await Runner(listener, journal_fd, settings).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="agent_runtime_sandbox", description="Owns the agent in a sandbox.")
+    listen = parser.add_mutually_exclusive_group(required=True)
+    listen.add_argument("--listen-fd", type=int, metavar="N", help="a listening unix socket")
+    listen.add_argument("--listen", type=Path, metavar="PATH", help="make the listening unix socket here")
+    journal = parser.add_mutually_exclusive_group(required=True)
+    journal.add_argument("--journal-fd", type=int, metavar="M", help="a file opened for reading and writing")
+    journal.add_argument("--journal", type=Path, metavar="PATH", help="make the journal's file here")
+    parser.add_argument("--orphan-timeout", type=float, required=True, metavar="S", help="seconds alone")
+    parser.add_argument("--ignore", action="append", metavar="NAME", help="directories not to report")
+    parser.add_argument("--preload", default="claude", metavar="DRIVER", help="import it early; empty: none")
+    return parser
+
+
+def _places() -> Places:
+    gateway = os.environ.get(frames.GATEWAY_ENV)
+    return Places(
+        workspace=Path(os.environ[frames.WORKSPACE_ENV]),
+        home=Path(os.environ[frames.HOME_ENV]),
+        gateway=Path(gateway) if gateway else None,
+    )
+
+
+def _listener(options: argparse.Namespace) -> socket.socket:
+    if options.listen_fd is not None:
+        listener = socket.socket(fileno=options.listen_fd)
+    else:
+        options.listen.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(options.listen))
+        finally:
+            os.umask(mask)
+        listener.listen()
+    listener.set_inheritable(False)
+    return listener
+
+
+def _journal(options: argparse.Namespace) -> int:
+    if options.journal_fd is not None:
+        fd: int = options.journal_fd
+        os.set_inheritable(fd, False)
+        return fd
+    return os.open(options.journal, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

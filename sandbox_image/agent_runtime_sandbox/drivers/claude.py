@@ -1,0 +1,299 @@
+"""The driver of the Claude agent: one long-lived SDK client around the agent's binary.
+
+Native lines are what the binary prints, as dicts, without the control traffic that the SDK
+answers itself. The agent's transcript is mirrored out entry by entry and, when a conversation is
+resumed, given back from what the runtime sent. The agent has no key and no network: its only way
+to a model is the gateway's unix socket. Importing this module imports the SDK, which is slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any, Final, cast
+
+import claude_agent_sdk as sdk
+from claude_agent_sdk.types import SystemPromptPreset
+
+from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
+
+MAX_NATIVE_LINE_BYTES: Final = 64 * 1024 * 1024
+INTERRUPT_S: Final = 10.0
+CONFIGURE_S: Final = 60.0
+EOF_S: Final = 3.0
+"""How long the agent may take to end once its input is closed, before it is terminated."""
+
+_FOREIGN_SETTINGS: Final = ("ANTHROPIC_", "CLAUDE_", "CLAUDECODE", "OTEL_", "NODE_OPTIONS")
+"""Names that would steer the agent past the gateway or load foreign code; never inherited."""
+
+
+class ClaudeDriver:
+    """One process of the Claude agent."""
+
+    def __init__(self, output: Output, places: Places) -> None:
+        self._output = output
+        self._places = places
+        self._process: _ClientProcess | None = None
+        self._said: list[str] = []
+
+    async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
+        """Start the binary. `options` as `_sdk_options` reads them. Raises `DriverError`."""
+        began = time.monotonic()
+        for name in [name for name in os.environ if name.startswith(_FOREIGN_SETTINGS)]:
+            del os.environ[name]
+        client = sdk.ClaudeSDKClient(self._sdk_options(options, transcript))
+        try:
+            await client.connect()
+        except Exception as error:
+            message = self._said[-1] if self._said else str(error)
+            raise DriverError("agent_failed", message[:2000]) from error
+        self._process = _ClientProcess(client)
+        return {
+            "sdkVersion": sdk.__version__,
+            "pid": self._process.pid,
+            "startMs": round((time.monotonic() - began) * 1000),
+        }
+
+    async def run(self) -> AgentEnd:
+        """Hand on lines until the binary is gone; then remove what the SDK left."""
+        process = self._started()
+        message = None
+        try:
+            async for line in process.lines():
+                await self._output.line(line)
+        except Exception as error:
+            message = self._said[-1] if self._said else str(error)
+        code = process.exit_code
+        with contextlib.suppress(Exception):
+            await process.client.disconnect()
+        return AgentEnd(process.exit_code if code is None else code, message)
+
+    async def message(self, uuid: str, content: str | list[Any]) -> None:
+        """Write one prompt. The uuid comes back in the lines that answer it."""
+        prompt = {
+            "type": "user",
+            "message": {"role": "user", "content": content},
+            "parent_tool_use_id": None,
+            "uuid": uuid,
+        }
+        try:
+            await self._started().client.query(_single(prompt))
+        except Exception as error:
+            raise DriverError("agent_failed", "the agent takes no messages") from error
+
+    async def interrupt(self) -> None:
+        """Stop the running turn; harmless when none runs."""
+        await self._control(self._started().client.interrupt(), INTERRUPT_S)
+
+    async def configure(self, options: Mapping[str, Any]) -> None:
+        """Change `model` and `permissionMode`. Raises `DriverError` for anything else."""
+        if unknown := options.keys() - {"model", "permissionMode"}:
+            raise DriverError(
+                "invalid_options", f"cannot be changed while it runs: {', '.join(sorted(unknown))}"
+            )
+        client = self._started().client
+        if "model" in options:
+            await self._control(client.set_model(options["model"]), CONFIGURE_S)
+        if "permissionMode" in options:
+            await self._control(client.set_permission_mode(options["permissionMode"]), CONFIGURE_S)
+
+    async def close(self) -> None:
+        """Interrupt, close the input, and terminate when that does not end it."""
+        process = self._started()
+        with contextlib.suppress(DriverError):
+            await self.interrupt()
+        await process.end_input()
+        await process.wait(EOF_S)
+        process.terminate()
+
+    def kill(self) -> None:
+        """Kill the binary."""
+        self._started().kill()
+
+    def pids(self) -> Collection[int]:
+        """The binary's, which the event loop waits for."""
+        return () if self._process is None else (self._process.pid,)
+
+    def _started(self) -> _ClientProcess:
+        if self._process is None:
+            raise DriverError("agent_not_running", "the agent was not started")
+        return self._process
+
+    async def _control(self, request: Any, bound_s: float) -> None:
+        try:
+            async with asyncio.timeout(bound_s):
+                await request
+        except TimeoutError as error:
+            raise DriverError("agent_timeout", f"no answer from the agent within {bound_s:g} s") from error
+        except Exception as error:
+            raise DriverError("agent_failed", str(error)[:2000]) from error
+
+    def _complain(self, text: str) -> None:
+        self._said = [text]
+        self._output.stderr(text)
+
+    def _sdk_options(self, options: Mapping[str, Any], transcript: Entries) -> sdk.ClaudeAgentOptions:
+        """Read the runtime's options; camelCase names as in `_OPTIONS`. Raises `DriverError`."""
+        _check(options)
+        prompt = SystemPromptPreset(type="preset", preset="claude_code")
+        if instructions := options.get("instructions"):
+            prompt["append"] = instructions
+        return sdk.ClaudeAgentOptions(
+            cwd=self._places.workspace,
+            env=_environment(self._places, options.get("gatewayToken") or ""),
+            system_prompt=prompt,
+            model=options.get("model"),
+            permission_mode=options.get("permissionMode") or "bypassPermissions",
+            tools=options.get("tools"),
+            agents=_subagents(options.get("subagents") or {}),
+            max_turns=options.get("maxTurns"),
+            max_budget_usd=options.get("maxBudgetUsd"),
+            resume=options.get("resume"),
+            session_store=cast("sdk.SessionStore", _Mirror(self._output, transcript)),
+            session_store_flush="eager",
+            # Nothing that lies in the workspace may configure the agent: its hooks would run here.
+            setting_sources=[],
+            strict_mcp_config=True,
+            include_partial_messages=True,
+            forward_subagent_text=True,
+            max_buffer_size=MAX_NATIVE_LINE_BYTES,
+            # Without it the permission mode could never be changed to bypassing later on.
+            extra_args={"allow-dangerously-skip-permissions": None},
+            stderr=self._complain,
+        )
+
+
+class _ClientProcess:
+    """The one place that looks behind the SDK's public names.
+
+    The reason: its typed messages drop fields and whole kinds of lines that the runtime needs
+    (`command_lifecycle`, `abandoned_blocks`, `api_message_id`), and it tells neither the process
+    id nor the exit code, nor lets the input be closed while the output is still read.
+    """
+
+    def __init__(self, client: sdk.ClaudeSDKClient) -> None:
+        self.client = client
+        self._query = cast("Any", client._query)  # noqa: SLF001
+        self._popen = self._query.transport._process  # noqa: SLF001
+        self.pid: int = self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        code = self._popen.returncode
+        return code if isinstance(code, int) else None
+
+    def lines(self) -> AsyncIterator[dict[str, Any]]:
+        """Raw lines without control traffic. Raises what ended the process, unless it ended well."""
+        return cast("AsyncIterator[dict[str, Any]]", self._query.receive_messages())
+
+    async def end_input(self) -> None:
+        """Close the binary's input: it ends by itself when it has nothing to do."""
+        await self._query.transport.end_input()
+
+    async def wait(self, bound_s: float) -> None:
+        """Wait for the end of the process, so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(bound_s):
+                await self._popen.wait()
+
+    def terminate(self) -> None:
+        """SIGTERM, where it still runs: it ends its own children on that."""
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL, where it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.kill()
+
+
+class _Mirror:
+    """The SDK's session store: entries go out as they are written, and come back when resuming.
+
+    The project key is ignored: it derives from the directory, which may be another one next time.
+    """
+
+    def __init__(self, output: Output, transcript: Entries) -> None:
+        self._output = output
+        self._transcript = transcript
+
+    async def append(self, key: Mapping[str, str], entries: Sequence[dict[str, Any]]) -> None:
+        """Called by the SDK in order, shortly after the agent wrote the entries itself."""
+        self._output.transcript(key.get("subpath") or "main", entries)
+
+    async def load(self, key: Mapping[str, str]) -> list[dict[str, Any]] | None:
+        """Called by the SDK before the agent is started with `resume`."""
+        entries = self._transcript.get(key.get("subpath") or "main")
+        return list(entries) if entries else None
+
+    async def list_subkeys(self, _key: Mapping[str, str]) -> list[str]:
+        """The threads beside the main one."""
+        return [key for key in self._transcript if key != "main"]
+
+
+_OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "model": str,
+    "permissionMode": str,
+    "instructions": str,
+    "tools": list,
+    "subagents": dict,
+    "maxTurns": int,
+    "maxBudgetUsd": (int, float),
+    "resume": str,
+    "gatewayToken": str,
+}
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise DriverError("invalid_options", f"unknown option {name!r}")
+        if value is not None and not isinstance(value, _OPTIONS[name]):
+            raise DriverError("invalid_options", f"option {name!r} has the wrong type")
+
+
+def _subagents(given: Mapping[str, Any]) -> dict[str, sdk.AgentDefinition] | None:
+    try:
+        return {
+            name: sdk.AgentDefinition(
+                description=spec["description"],
+                prompt=spec["prompt"],
+                tools=spec.get("tools"),
+                model=spec.get("model"),
+            )
+            for name, spec in given.items()
+        } or None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DriverError("invalid_options", "a subagent needs `description` and `prompt`") from error
+
+
+def _environment(places: Places, token: str) -> dict[str, str]:
+    config, scratch = places.home / "claude", places.home / "tmp"
+    for folder in (config, scratch):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Where the SDK unpacks a transcript that is resumed; otherwise it would be the shared /tmp.
+    tempfile.tempdir = str(scratch)
+    environment = {
+        "HOME": os.environ.get("HOME") or str(places.home),
+        "CLAUDE_CONFIG_DIR": str(config),
+        "CLAUDE_CODE_TMPDIR": str(scratch),
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "IS_SANDBOX": "1",
+        "ANTHROPIC_API_KEY": token,
+    }
+    if places.gateway is not None:
+        # The binary needs both: without the address it tries the network before the socket.
+        environment |= {
+            "ANTHROPIC_UNIX_SOCKET": str(places.gateway),
+            "ANTHROPIC_BASE_URL": "http://localhost",
+        }
+    return environment
+
+
+async def _single(prompt: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    yield prompt

@@ -1,0 +1,129 @@
+"""A driver without an agent: plays native lines, for tests and for measuring the pipeline.
+
+Options: `turns`, a list of lists of lines: each message that is no order plays the next one, with
+every string "$MESSAGE" in it replaced by the message's uuid; `linesPerSecond`, 0 for no pauses.
+Without turns left, a message is echoed. A message's text may instead be an order:
+
+    lines N [SIZE]      N lines of SIZE bytes of text, then a result
+    transcript N        N transcript entries under `main`, then a result
+    stderr TEXT         complain
+    hang                work until interrupted
+    exit CODE           die
+    recall              a result that tells how much transcript it was started with
+
+Every played message ends with `{"type": "result", "message": uuid, "interrupted": bool}`, except
+one from `turns`, which ends as its lines do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
+
+_UUID_MARK: Final = "$MESSAGE"
+
+
+class ScriptedDriver:
+    """Answers messages one after the other."""
+
+    def __init__(self, output: Output, places: Places) -> None:
+        self._output = output
+        self._info = {"workspace": str(places.workspace)}
+        self._inbox: asyncio.Queue[tuple[str, str] | AgentEnd] = asyncio.Queue()
+        self._stop = asyncio.Event()
+        self._options: dict[str, Any] = {}
+        self._turns: list[list[dict[str, Any]]] = []
+        self._recalled = 0
+
+    async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
+        """Nothing is started. An option `failToStart` is the message of a failure."""
+        if message := options.get("failToStart"):
+            raise DriverError("agent_failed", str(message))
+        self._options = dict(options)
+        self._turns = list(options.get("turns", ()))
+        self._recalled = sum(len(entries) for entries in transcript.values())
+        return self._info
+
+    async def run(self) -> AgentEnd:
+        """Play until closed, killed or told to exit."""
+        while True:
+            order = await self._inbox.get()
+            if isinstance(order, AgentEnd):
+                return order
+            self._stop.clear()
+            end = await self._play(*order)
+            if end is not None:
+                return end
+
+    async def message(self, uuid: str, content: str | list[Any]) -> None:
+        """Queue a message."""
+        self._inbox.put_nowait((uuid, content if isinstance(content, str) else "parts"))
+
+    async def interrupt(self) -> None:
+        """Stop the message that is being played."""
+        self._stop.set()
+
+    async def configure(self, options: Mapping[str, Any]) -> None:
+        """Take over `linesPerSecond`."""
+        self._options.update(options)
+
+    async def close(self) -> None:
+        """End after the messages before."""
+        self._stop.set()
+        self._inbox.put_nowait(AgentEnd(0))
+
+    def kill(self) -> None:
+        """The same, with the code of a killed process."""
+        self._stop.set()
+        self._inbox.put_nowait(AgentEnd(-9))
+
+    def pids(self) -> Collection[int]:
+        """There are none."""
+        return ()
+
+    async def _play(self, uuid: str, text: str) -> AgentEnd | None:
+        verb, _, rest = text.partition(" ")
+        result: dict[str, Any] = {"type": "result", "message": uuid}
+        match verb:
+            case "exit":
+                return AgentEnd(int(rest or 1))
+            case "lines":
+                count, _, size = rest.partition(" ")
+                filling = "x" * int(size or 0)
+                await self._hand_on([{"type": "line", "n": n, "text": filling} for n in range(int(count))])
+            case "transcript":
+                self._output.transcript("main", [{"type": "entry", "n": n} for n in range(int(rest))])
+            case "stderr":
+                self._output.stderr(rest)
+            case "hang":
+                await self._stop.wait()
+            case "recall":
+                result["recalled"] = self._recalled
+            case _ if self._turns:
+                await self._hand_on([_with_uuid(line, uuid) for line in self._turns.pop(0)])
+                return None
+            case _:
+                await self._output.line({"type": "echo", "text": text})
+        await self._output.line({**result, "interrupted": self._stop.is_set()})
+        return None
+
+    async def _hand_on(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if self._stop.is_set():
+                return
+            await self._output.line(line)
+            rate = self._options.get("linesPerSecond", 0)
+            await asyncio.sleep(1 / rate if rate else 0)
+
+
+def _with_uuid(value: Any, uuid: str) -> Any:
+    if value == _UUID_MARK:
+        return uuid
+    if isinstance(value, dict):
+        return {key: _with_uuid(item, uuid) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_uuid(item, uuid) for item in value]
+    return value

@@ -1,0 +1,67 @@
+"""What the runner does to its own process, and to processes that the agent left behind.
+
+Linux only where it matters; elsewhere the calls that do not exist are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_REAP_ROUNDS: Final = 200
+_REAP_PAUSE_S: Final = 0.01
+
+
+def harden() -> None:
+    """Close what the agent, which may run as the same user, could use to reach into this process.
+
+    Not dumpable: no tracing, and `/proc/<pid>/fd` and `/mem` are shut. Standard output is pointed
+    at standard error, so that a stray print reaches no protocol.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    os.umask(0o022)
+    os.dup2(2, 1)
+
+
+def children() -> set[int]:
+    """Pids of this process's children, adopted ones too; empty where the system cannot tell."""
+    pids: set[int] = set()
+    for listing in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            pids.update(int(pid) for pid in listing.read_text().split())
+    return pids
+
+
+def reap(keep: Collection[int] = ()) -> None:
+    """Take away ended children, except those that somebody else waits for."""
+    for pid in children() - set(keep):
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def end_leftovers() -> None:
+    """Kill every child and whatever is adopted from them, for two seconds at most.
+
+    Blocks. Only for when no driver owns a process.
+    """
+    for _ in range(_REAP_ROUNDS):
+        reap()
+        leftovers = children()
+        if not leftovers:
+            return
+        for pid in leftovers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_REAP_PAUSE_S)

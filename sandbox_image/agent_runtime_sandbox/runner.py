@@ -1,0 +1,183 @@
+"""The runner: owns the agent, the journal and the watcher, and serves whoever attaches.
+
+Exactly one attachment is live; a newer one replaces it. What a connection sends is parsed
+defensively: a bad line ends that connection and nothing else. Commands belong to the runner, not
+to the connection they came by: a start goes on when the runtime that asked for it is gone. With
+nobody attached for too long the runner ends itself and the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from agent_runtime_sandbox import drivers, frames, process
+from agent_runtime_sandbox.agent import AgentPlace
+from agent_runtime_sandbox.attachment import Attachment, Detached
+from agent_runtime_sandbox.beneath import Root
+from agent_runtime_sandbox.commands import Commands
+from agent_runtime_sandbox.files import WorkspaceFiles
+from agent_runtime_sandbox.journal import Journal
+from agent_runtime_sandbox.outbox import Outbox
+from agent_runtime_sandbox.watching import Watching
+
+HANDSHAKE_S: Final = 10.0
+MAX_STRANGERS: Final = 4
+"""Connections that have not said `attach` yet."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a runner is to work. `preload` names a driver to import in the background, or is empty."""
+
+    places: drivers.Places
+    orphan_timeout_s: float
+    ignore: Collection[str]
+    preload: str
+
+
+class _Stop(Exception):
+    """Raised inside the task group to end it."""
+
+
+class Runner:
+    """One runner over a listening socket and a journal's descriptor."""
+
+    def __init__(self, listener: socket.socket, journal_fd: int, settings: Settings) -> None:
+        self._listener = listener
+        self._settings = settings
+        self._outbox = Outbox(Journal(journal_fd))
+        self._outbox.changed = self._wake
+        self._root = Root(settings.places.workspace)
+        self._files = WorkspaceFiles(self._root, self._outbox, settings.ignore)
+        self._live: Attachment | None = None
+        self._alone_since = 0.0
+        self._strangers = asyncio.Semaphore(MAX_STRANGERS)
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until a signal or until orphaned; then end the agent and return."""
+        loop = asyncio.get_running_loop()
+        self._alone_since = loop.time()
+        self._listener.setblocking(False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                agent = AgentPlace(self._outbox, self._settings.places, tasks)
+                commands = Commands(agent, self._files, tasks)
+                loop.add_signal_handler(signal.SIGCHLD, _reap, agent)
+                tasks.create_task(self._accept(tasks, agent, commands), name="accept")
+                tasks.create_task(self._watch(), name="files")
+                tasks.create_task(self._end_when_orphaned(), name="orphan")
+                if self._settings.preload:
+                    tasks.create_task(self._preload(self._settings.preload), name="preload")
+                await self._stopping.wait()
+                await agent.close()
+                raise _Stop
+        except* _Stop:
+            pass
+        finally:
+            self._root.close()
+
+    def _wake(self) -> None:
+        if self._live is not None:
+            self._live.wake()
+
+    async def _accept(self, tasks: asyncio.TaskGroup, agent: AgentPlace, commands: Commands) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._strangers.acquire()
+            connection, _ = await loop.sock_accept(self._listener)
+            tasks.create_task(self._serve(connection, agent, commands), name="connection")
+
+    async def _serve(self, connection: socket.socket, agent: AgentPlace, commands: Commands) -> None:
+        attachment = await Attachment.over(connection, self._outbox)
+        try:
+            rest = await self._greet(attachment, agent)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(attachment.pump(), name="pump")
+                both.create_task(self._obey(attachment, rest, commands), name="obey")
+        except* (Detached, TimeoutError):
+            pass
+        except* Exception as errors:
+            _log.warning("a connection was cut: %r", errors.exceptions[0])
+        finally:
+            attachment.close()
+            if self._live is attachment:
+                self._live = None
+                self._alone_since = asyncio.get_running_loop().time()
+
+    async def _greet(self, attachment: Attachment, agent: AgentPlace) -> list[bytes]:
+        """Take the first line; return what came with it."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                first, *rest = await attachment.receive()
+        finally:
+            self._strangers.release()
+        self._attach(attachment, frames.decode(first), agent)
+        return rest
+
+    def _attach(self, attachment: Attachment, frame: frames.Frame, agent: AgentPlace) -> None:
+        after = frame.get("after")
+        if frame["k"] != "attach" or not isinstance(after, int) or isinstance(after, bool) or after < 0:
+            raise frames.FrameError("the first line is no attach")
+        if self._live is not None:
+            self._live.close()
+        self._live = attachment
+        hello = {
+            "k": "hello",
+            "v": frames.PROTOCOL_VERSION,
+            "head": self._outbox.head,
+            "oldest": self._outbox.oldest,
+            "agent": agent.state,
+        }
+        attachment.follow(after, hello)
+
+    async def _obey(self, attachment: Attachment, lines: list[bytes], commands: Commands) -> None:
+        while True:
+            for line in lines:
+                if attachment.closed:
+                    raise Detached
+                frame = frames.decode(line)
+                if frame["k"] == "ack":
+                    self._acknowledge(frame.get("o"))
+                else:
+                    await commands.begin(frame, attachment)
+            lines = await attachment.receive()
+
+    def _acknowledge(self, offset: object) -> None:
+        if not isinstance(offset, int) or isinstance(offset, bool):
+            raise frames.FrameError("an ack without an offset")
+        self._outbox.ack(offset)
+
+    async def _watch(self) -> None:
+        await Watching(self._settings.places.workspace, self._files, self._outbox).run()
+
+    async def _preload(self, name: str) -> None:
+        with suppress(drivers.DriverError, ImportError):
+            await asyncio.to_thread(drivers.load, name)
+
+    async def _end_when_orphaned(self) -> None:
+        loop, bound = asyncio.get_running_loop(), self._settings.orphan_timeout_s
+        while True:
+            alone = 0.0 if self._live is not None else loop.time() - self._alone_since
+            if alone >= bound:
+                _log.warning("nobody attached for %.0f s: ending", alone)
+                self._stopping.set()
+                return
+            await asyncio.sleep(max(bound - alone, 0.01))
+
+
+def _reap(agent: AgentPlace) -> None:
+    busy = agent.busy_pids()
+    if busy is not None:
+        process.reap(busy)
