@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import orjson
 import pydantic_core
+from pydantic import TypeAdapter, ValidationError
+
 from agent_runtime.errors import InvalidRequest, PersistenceFault
 from agent_runtime.frozen import Frozen
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
-from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -76,17 +78,23 @@ def without_content(file: WorkspaceFile) -> WorkspaceFile:
 
 def _encode_slowly(value: Frozen) -> str:
     try:
-        plain = value.to_json()
+        # Not `to_json`: it cannot take a lone surrogate in the key of a nested object either.
+        return _dump_slowly(value.model_dump(by_alias=True, exclude_none=True))
     except (ValueError, RecursionError) as error:
         raise _unstorable() from error
-    return _dump_slowly(plain)
 
 
 def _dump_slowly(value: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=True, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise _unstorable() from error
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _unstorable() -> InvalidRequest:

@@ -20,7 +20,6 @@ from agent_runtime.errors import Conflict, NotFound
 from agent_runtime.ports import BlockPage, SessionPage, StoredBlock
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
-
 from agent_runtime_adapters.persistence.json_rows import (
     FILE,
     PROFILE,

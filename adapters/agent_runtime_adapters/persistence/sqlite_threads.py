@@ -19,7 +19,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from agent_runtime.errors import PersistenceFault
-
 from agent_runtime_adapters.persistence.sqlite_database import translating
 
 T = TypeVar("T")
