@@ -126,6 +126,7 @@ class PersistenceAdapter(Protocol):
 
         Opaque JSON objects. Places that exist already are left as they are, so repeating is harmless.
         `key` names a thread of the transcript (`main`, `subagents/agent-x`).
+        Raises `NotFound` like `save_blocks`.
         """
 
     async def load_transcript(self, session_id: str) -> dict[str, list[dict[str, Any]]]:
