@@ -1,0 +1,186 @@
+"""What all providers of this machine share: make a sandbox and note it, find it again, end it.
+
+A provider adds two things (`Manner`): the plan of what to start, and how to end what was started. The
+keeper sees to it that nothing is left of a creation that failed at any step, and that what died is
+cleared away by whoever looks next. It holds nothing that a restart would lose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from io import FileIO
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import SandboxSpec
+from agent_runtime.records import SandboxRef
+from agent_runtime_adapters.sandboxes import channel
+from agent_runtime_adapters.sandboxes.launching import JOURNAL_PLACE, LISTEN_PLACE, Plan, launch
+from agent_runtime_adapters.sandboxes.processes import ProcessMark
+from agent_runtime_adapters.sandboxes.registry import Record, Registry, new_sandbox_id
+
+END_WITHIN_S: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A sandbox to be started. `places` are the descriptors of the runner: listener and journal."""
+
+    record: Record
+    folder: Path
+    spec: SandboxSpec
+    places: Mapping[int, int]
+
+
+class Manner(Protocol):
+    """How one provider starts and ends."""
+
+    @property
+    def name(self) -> str:
+        """The provider's name."""
+        ...
+
+    @property
+    def isolation(self) -> str:
+        """The tier."""
+        ...
+
+    @property
+    def own_uid(self) -> bool:
+        """Whether each sandbox has a uid of its own."""
+        ...
+
+    def plan(self, job: Job, stack: ExitStack) -> Plan:
+        """What to start. Descriptors that it needs besides the job's are closed with the stack."""
+        ...
+
+    async def end(self, record: Record) -> None:
+        """End every process of the sandbox; return when they are gone. Idempotent."""
+        ...
+
+
+class Keeper:
+    """Creates, finds and ends the sandboxes of one provider under one root."""
+
+    def __init__(self, root: Path, manner: Manner) -> None:
+        self._registry = Registry(root)
+        self._manner = manner
+
+    async def create(self, spec: SandboxSpec) -> MachineSandbox:
+        """Make a sandbox whose runner can be connected to. Raises `SandboxFault`; then nothing is left."""
+        sandbox_id = new_sandbox_id()
+        try:
+            record = self._registry.make(
+                sandbox_id, self._manner.name, self._manner.isolation, spec, own_uid=self._manner.own_uid
+            )
+            await self._start(record, spec)
+            return MachineSandbox(self, self._registry.load(sandbox_id) or record)
+        except OSError as error:
+            await self.stop(sandbox_id)
+            raise _cannot_make(error) from error
+        except BaseException:
+            await self.stop(sandbox_id)
+            raise
+
+    async def attach(self, ref: SandboxRef) -> MachineSandbox:
+        """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`)."""
+        record = self._registry.load(ref.sandbox_id)
+        if record is None or not record.alive():
+            if record is not None and not record.starting():
+                await self.stop(ref.sandbox_id)
+            raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+        return MachineSandbox(self, record)
+
+    async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
+        """The living ones of a runtime; the dead of all runtimes are cleared away on the way."""
+        await self._registry.tidy()
+        living = []
+        for record in self._registry.all():
+            if record.provider != self._manner.name or record.starting():
+                continue
+            if not record.alive():
+                await self.stop(record.sandbox_id)
+            elif record.runtime_id == runtime_id:
+                living.append(record.ref)
+        return tuple(living)
+
+    async def connect(self, record: Record) -> channel.UnixChannel:
+        """A stream to the runner. Raises `SandboxFault`."""
+        if not record.alive():
+            raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+        return await channel.connect(self._registry.folder(record.sandbox_id))
+
+    async def stop(self, sandbox_id: str) -> None:
+        """End a sandbox and remove its folder. Idempotent. Raises `SandboxFault` if it does not end."""
+        # The record on disk knows more than the one that creation began with.
+        record = self._registry.load(sandbox_id)
+        if record is not None:
+            try:
+                async with asyncio.timeout(END_WITHIN_S):
+                    await self._manner.end(record)
+            except TimeoutError as error:
+                raise SandboxFault("The sandbox's processes do not end.") from error
+        await self._registry.remove(sandbox_id)
+        _log.debug("sandbox_ended", sandbox_id=sandbox_id)
+
+    async def _start(self, record: Record, spec: SandboxSpec) -> None:
+        folder = self._registry.folder(record.sandbox_id)
+
+        def note(keeper: ProcessMark, inner: ProcessMark | None) -> None:
+            self._registry.save(record.model_copy(update={"keeper": keeper, "inner": inner}))
+
+        with ExitStack() as stack:
+            listener = stack.enter_context(channel.listen(folder))
+            journal = stack.enter_context(
+                FileIO(os.open(folder / "journal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+            )
+            places = {LISTEN_PLACE: listener.fileno(), JOURNAL_PLACE: journal.fileno()}
+            plan = self._manner.plan(Job(record, folder, spec, places), stack)
+            await launch(plan, folder / "runner.log", note)
+
+
+class MachineSandbox:
+    """A `ports.Sandbox` on this machine."""
+
+    def __init__(self, keeper: Keeper, record: Record) -> None:
+        self._keeper = keeper
+        self._record = record
+
+    @property
+    def ref(self) -> SandboxRef:
+        """How to find it again."""
+        return self._record.ref
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """Nobody ends it but us, and the runner itself when it is orphaned."""
+        return None
+
+    async def connect(self) -> channel.UnixChannel:
+        """Open a stream to the runner. Raises `SandboxFault` (`sandbox_lost`)."""
+        return await self._keeper.connect(self._record)
+
+    async def alive(self) -> bool:
+        """Whether its processes run."""
+        return self._record.alive()
+
+    async def stop(self) -> None:
+        """End it with all its processes and remove its files. Idempotent."""
+        await self._keeper.stop(self._record.sandbox_id)
+
+
+def _cannot_make(error: OSError) -> SandboxFault:
+    """The kind of failure without its path."""
+    kind = errno.errorcode.get(error.errno or 0, "unknown error")
+    return SandboxFault(f"The sandbox could not be made on this machine ({kind}).")

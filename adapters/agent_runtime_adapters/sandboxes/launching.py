@@ -1,0 +1,218 @@
+"""Start a program that outlives the runtime and is never lost track of, not even for an instant.
+
+The program is started by `launch.py`, in a session of its own, and belongs to init. Its pid is
+known and noted before it runs; until the runtime says "go", it ends by itself when the runtime
+does. What is started, and as what, is the business of `local` and `unsafe_subprocess`; who ends it
+is `keeper`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import SandboxSpec
+from agent_runtime_adapters.sandboxes import launch as launch_program
+from agent_runtime_adapters.sandboxes.descriptors import hold, read_line, read_to_end
+from agent_runtime_adapters.sandboxes.processes import ProcessMark
+
+LISTEN_PLACE: Final = 3
+"""The descriptor on which the runner listens."""
+JOURNAL_PLACE: Final = 4
+"""The descriptor of the runner's journal, open for reading and writing."""
+READY_PLACE: Final = 5
+"""The descriptor to which the started program says that it is up."""
+INFO_PLACE: Final = 6
+"""The descriptor to which bubblewrap tells the pid of the sandbox's first process."""
+FIRST_FREE_PLACE: Final = 7
+
+SAY_READY_THEN_RUN: Final = f'echo ready >&{READY_PLACE}; exec "$@" {READY_PLACE}>&-'
+"""A shell script: from here on everything is set up; the shell becomes the runner."""
+RUN_THEN_SAY_READY: Final = f'"$@" && echo ready >&{READY_PLACE}'
+"""A shell script: ready only if the command ended well."""
+
+RUNNER: Final = ("-m", "agent_runtime_sandbox")
+"""What an interpreter is told, to be the runner."""
+
+LIMITS: Final = {"NOFILE": 4096, "CORE": 0, "FSIZE": 2 * 1024**3}
+"""Bounds of each process: open descriptors, bytes of a core dump, bytes of one file."""
+
+STAGE: Final = "/tmp"  # noqa: S108 - covered by a tmpfs in a mount namespace of its own
+"""Where a root runtime's launcher gathers the sources of mounts; source n is at `STAGE/n`."""
+
+START_WITHIN_S: Final = 20.0
+COMPLAINT_BYTES: Final = 2048
+
+_SENTENCES: Final = {
+    launch_program.NO_MOUNT_NAMESPACE: "The runtime is root but may not make a mount namespace: give it "
+    "CAP_SYS_ADMIN, or run it as an ordinary user.",
+    launch_program.NO_STAGE: "The files that a sandbox needs could not be gathered for it.",
+    launch_program.NO_IDENTITY: "The runtime is root but may not take another uid: give it CAP_SETUID and "
+    "CAP_SETGID, or run it as an ordinary user.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to start, and as what.
+
+    `places` maps a descriptor's number in the program to one of this process. `stage_sources` are
+    paths to gather before root is given up. `uid` None: stay who we are. `tells_inner`: the program
+    is bubblewrap, which tells its first process at `INFO_PLACE`.
+    """
+
+    argv: tuple[str, ...]
+    cwd: str
+    places: Mapping[int, int]
+    env: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
+    stage_sources: tuple[str, ...] = ()
+    uid: int | None = None
+    tells_inner: bool = False
+
+
+def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec) -> tuple[str, ...]:
+    """The command line of a runner.
+
+    `-P -s`: neither the workspace nor the agent's home may slip a module into it.
+    """
+    return (
+        *(python, "-P", "-s", *runner),
+        *("--listen-fd", str(LISTEN_PLACE), "--journal-fd", str(JOURNAL_PLACE)),
+        *("--orphan-timeout", f"{spec.orphan_timeout_s:g}"),
+    )
+
+
+class StartFailed(SandboxFault):
+    """The program did not come up. `complaint` is its own text: for the probe to read, not to show."""
+
+    complaint: str = ""
+
+
+Note = Callable[[ProcessMark, ProcessMark | None], None]
+"""Told the started process before it runs, and again together with the sandbox's first process."""
+
+
+async def launch(plan: Plan, log: Path, note: Note) -> None:
+    """Start the plan's program; return when it has said that it is up. Raises `StartFailed`.
+
+    Whatever this raises, the caller ends the processes that were noted.
+    """
+    with ExitStack() as stack:
+        pipes = _Pipes(*(_pipe(stack) for _ in range(4)))
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                starter = await _spawn(plan, pipes, log)
+                for pipe in (pipes.report, pipes.ready, pipes.info):
+                    pipe.inlet.close()
+                await _follow(starter, pipes, note, tells_inner=plan.tells_inner)
+        except TimeoutError as error:
+            raise StartFailed("The sandbox took too long to start.") from error
+        except StartFailed as failure:
+            failure.complaint = _tail(log)
+            raise
+
+
+async def _follow(starter: Process, pipes: _Pipes, note: Note, *, tells_inner: bool) -> None:
+    """The conversation with the launcher, and then with the program itself."""
+    reported = await read_line(pipes.report.outlet.fileno())
+    code = await starter.wait()
+    keeper = ProcessMark.of(int(reported)) if reported.endswith(b"\n") else None
+    if keeper is None:
+        raise StartFailed(_SENTENCES.get(code, "The sandbox could not be started."))
+    note(keeper, None if tells_inner else keeper)
+    pipes.go.inlet.write(b"g")
+    if tells_inner:
+        await _note_inner(pipes.info.outlet.fileno(), keeper, note)
+    if await read_line(pipes.ready.outlet.fileno()) != b"ready\n":
+        raise StartFailed("The sandbox could not be set up.")
+
+
+async def _note_inner(info: int, keeper: ProcessMark, note: Note) -> None:
+    """Note the sandbox's first process, even when cancelled: else it could not be ended."""
+    try:
+        told = await read_to_end(info)
+    except asyncio.CancelledError:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_WITHIN_S):
+                _note_told(await read_to_end(info), keeper, note)
+        raise
+    _note_told(told, keeper, note)
+
+
+def _note_told(told: bytes, keeper: ProcessMark, note: Note) -> None:
+    inner = ProcessMark.of(int(json.loads(told)["child-pid"])) if told else None
+    if inner is not None:
+        note(keeper, inner)
+
+
+async def _spawn(plan: Plan, pipes: _Pipes, log: Path) -> Process:
+    places = {**plan.places, READY_PLACE: pipes.ready.inlet.fileno()}
+    if plan.tells_inner:
+        places[INFO_PLACE] = pipes.info.inlet.fileno()
+    report, go = pipes.report.inlet.fileno(), pipes.go.outlet.fileno()
+    with ExitStack() as stack:
+        told = hold(_as_json(plan, places, report=report, go=go), stack)
+        complaints = stack.enter_context(log.open("ab", buffering=0))
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-I", "-S", launch_program.__file__, str(told)),
+            env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=complaints,
+            pass_fds=(told, report, go, *places.values()),
+            start_new_session=True,
+        )
+
+
+def _as_json(plan: Plan, places: Mapping[int, int], *, report: int, go: int) -> bytes:
+    """The plan as `launch.py` reads it."""
+    told = {
+        "argv": plan.argv,
+        "env": dict(plan.env),
+        "cwd": plan.cwd,
+        "uid": plan.uid,
+        "limits": dict(plan.limits),
+        "places": dict(places),
+        "stage": {"folder": STAGE, "sources": plan.stage_sources} if plan.stage_sources else None,
+        "report_fd": report,
+        "go_fd": go,
+    }
+    return json.dumps(told).encode()
+
+
+class _Pipe(NamedTuple):
+    outlet: FileIO
+    inlet: FileIO
+
+
+class _Pipes(NamedTuple):
+    """launcher's child's pid; the word to go on; the program is up; bubblewrap's first process."""
+
+    report: _Pipe
+    go: _Pipe
+    ready: _Pipe
+    info: _Pipe
+
+
+def _pipe(stack: ExitStack) -> _Pipe:
+    outlet, inlet = os.pipe()
+    return _Pipe(stack.enter_context(FileIO(outlet, "r")), stack.enter_context(FileIO(inlet, "w")))
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_bytes()[-COMPLAINT_BYTES:].decode(errors="replace")
+    except OSError:
+        return ""

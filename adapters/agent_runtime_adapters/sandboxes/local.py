@@ -1,0 +1,201 @@
+"""The local provider: bubblewrap, a seccomp filter and a network namespace of its own.
+
+Sandboxes outlive the runtime and are found again by `list` and `attach`. A runtime that is root
+gives each sandbox a uid of its own and is never root when it runs bubblewrap; an ordinary user's
+sandboxes run as that user. What is inside is in `bubblewrap` and `toolchain`, how it is started in
+`launching`, how it is kept in `keeper`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
+from agent_runtime.records import SandboxRef
+from agent_runtime_adapters.sandboxes import bubblewrap, seccomp
+from agent_runtime_adapters.sandboxes.descriptors import hold
+from agent_runtime_adapters.sandboxes.keeper import Job, Keeper
+from agent_runtime_adapters.sandboxes.launching import (
+    LIMITS,
+    RUN_THEN_SAY_READY,
+    RUNNER,
+    SAY_READY_THEN_RUN,
+    STAGE,
+    Plan,
+    interpreter,
+)
+from agent_runtime_adapters.sandboxes.probe import (
+    ISOLATION,
+    explain,
+    probe_spec,
+    unmet,
+    what_is_not_limited,
+)
+from agent_runtime_adapters.sandboxes.registry import Record
+from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_toolchain
+from agent_runtime_sandbox import frames
+
+PROVIDER: Final = "local"
+IMPORT_THE_FRAMES: Final = ("-c", "import agent_runtime_sandbox.frames")
+PROCESSES_PER_UID: Final = 4096
+"""Threads count. Only where a sandbox has a uid of its own: the bound is shared by all that have it."""
+
+
+class LocalSandboxes:
+    """A `ports.SandboxProvider`.
+
+    Args:
+        root: a folder of this provider's own, on this machine; made when it is needed. Its path
+            shows inside (in /proc/self/mountinfo): no secrets in it.
+        runner: what the interpreter inside is told to run; tests put something smaller there.
+    """
+
+    def __init__(self, root: Path, *, runner: tuple[str, ...] = RUNNER) -> None:
+        self._root = root
+        self._runner = runner
+        self._capabilities: Capabilities | None = None
+        self._probing = asyncio.Lock()
+        self._keeper = Keeper(root, _Bubblewrap(runner))
+
+    @property
+    def name(self) -> str:
+        """`local`."""
+        return PROVIDER
+
+    async def probe(self) -> Capabilities:
+        """Run a real sandbox, once; say how to get what is missing."""
+        async with self._probing:
+            if self._capabilities is None:
+                self._capabilities = await self._try_one()
+            return self._capabilities
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox. Raises `SandboxFault` (`sandbox_unavailable`, `sandbox_failed`)."""
+        found = await self.probe()
+        if not found.available:
+            raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
+        return await self._keeper.create(spec)
+
+    async def attach(self, ref: SandboxRef) -> Sandbox:
+        """Find a living sandbox again. Raises `SandboxFault` (`sandbox_lost`)."""
+        return await self._keeper.attach(ref)
+
+    async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
+        """All living sandboxes with this label."""
+        return await self._keeper.list(runtime_id)
+
+    async def close(self) -> None:
+        """Nothing is held here: sandboxes are init's children and go on."""
+
+    async def _try_one(self) -> Capabilities:
+        missing = unmet()
+        if missing is None:
+            missing = await self._attempt()
+        if missing is not None:
+            return Capabilities(PROVIDER, available=False, isolation=ISOLATION, reasons=(missing,))
+        return Capabilities(PROVIDER, available=True, isolation=ISOLATION, reasons=what_is_not_limited())
+
+    async def _attempt(self) -> str | None:
+        """Why a sandbox cannot be had; None where one was made and did its work."""
+        probing = Keeper(self._root, _Bubblewrap(IMPORT_THE_FRAMES, script=RUN_THEN_SAY_READY))
+        try:
+            with probe_spec() as spec:
+                sandbox = await probing.create(spec)
+                await sandbox.stop()
+        except SandboxFault as fault:
+            return explain(fault)
+        return None
+
+
+@dataclass(frozen=True)
+class _Bubblewrap:
+    """The `keeper.Manner` of this provider."""
+
+    runner: tuple[str, ...]
+    script: str = SAY_READY_THEN_RUN
+    name: str = PROVIDER
+    isolation: str = ISOLATION
+    own_uid: bool = field(default_factory=lambda: os.geteuid() == 0)
+
+    def plan(self, job: Job, stack: ExitStack) -> Plan:
+        """Everything inside, and the descriptors that carry it."""
+        toolchain = find_toolchain()
+        gateway, gateway_path = _gateway(job.spec.gateway_socket)
+        mounts = [
+            *toolchain.mounts,
+            gateway,
+            Mount(str(job.folder / "workspace"), bubblewrap.WORKSPACE, writable=True),
+            Mount(str(job.folder / "home"), bubblewrap.HOME, writable=True),
+        ]
+        staged = tuple(mount.source for mount in mounts) if self.own_uid else ()
+        if staged:
+            mounts = [replace(mount, source=f"{STAGE}/{i}") for i, mount in enumerate(mounts)]
+        options = bubblewrap.arguments(mounts, _environment(toolchain, gateway_path))
+        inside = interpreter(toolchain.python, self.runner, job.spec)
+        return Plan(
+            argv=bubblewrap.command(_program(), self.script, inside),
+            cwd="/",
+            places={**job.places, **_data_places(options, stack)},
+            limits={**LIMITS, "NPROC": PROCESSES_PER_UID} if self.own_uid else LIMITS,
+            stage_sources=staged,
+            uid=job.record.uid,
+            tells_inner=True,
+        )
+
+    async def end(self, record: Record) -> None:
+        """The first process of a PID namespace takes all others with it."""
+        marks = [mark for mark in (record.inner, record.keeper) if mark is not None]
+        for mark in marks:
+            mark.kill()
+        for mark in marks:
+            await mark.gone()
+
+
+def _environment(toolchain: Toolchain, gateway: str) -> dict[str, str]:
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": bubblewrap.HOME,
+        "USER": "agent",
+        "SHELL": "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        **toolchain.env,
+        frames.GATEWAY_ENV: gateway,
+        frames.WORKSPACE_ENV: bubblewrap.WORKSPACE,
+        frames.HOME_ENV: bubblewrap.HOME,
+    }
+
+
+def _gateway(socket: Path) -> tuple[Mount, str]:
+    """Its folder where nothing else is in it: then a runtime that is started anew can bind it anew."""
+    if not socket.is_socket():
+        raise SandboxFault("The model gateway's socket is missing.")
+    folder = socket.parent
+    if list(folder.iterdir()) == [socket]:
+        return Mount(str(folder), bubblewrap.GATEWAY_FOLDER), f"{bubblewrap.GATEWAY_FOLDER}/{socket.name}"
+    inside = f"{bubblewrap.GATEWAY_FOLDER}/gateway.sock"
+    return Mount(str(socket), inside), inside
+
+
+def _data_places(options: bytes, stack: ExitStack) -> dict[int, int]:
+    contents = {
+        bubblewrap.ARGUMENTS_PLACE: options,
+        bubblewrap.SECCOMP_PLACE: seccomp.program(),
+        **{place: bubblewrap.DATA_FILES[path].encode() for path, place in bubblewrap.DATA_PLACES.items()},
+    }
+    return {place: hold(data, stack) for place, data in contents.items()}
+
+
+def _program() -> str:
+    program = shutil.which("bwrap")
+    if program is None or sys.platform != "linux":
+        raise SandboxFault("bubblewrap is gone.", code="sandbox_unavailable", retryable=False)
+    return program

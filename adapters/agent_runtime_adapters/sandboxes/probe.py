@@ -1,0 +1,90 @@
+"""Why a local sandbox cannot be had on a machine, in sentences that say how to get it.
+
+`local` runs a real sandbox and asks here what its failure means. Versions and settings are never
+asked instead: only a sandbox that ran is proof.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import SandboxSpec
+from agent_runtime_adapters.sandboxes import seccomp
+from agent_runtime_adapters.sandboxes.launching import StartFailed
+
+ISOLATION: Final = "bubblewrap+seccomp+netns"
+
+_INSTALL: Final = (
+    "bubblewrap (`bwrap`) is not installed: `apt-get install bubblewrap`, or your system's own package."
+)
+_NAMESPACES: Final = (
+    "This machine does not let ordinary users make user namespaces. On Ubuntu 24.04 and later: "
+    "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or an AppArmor profile for bwrap; on some "
+    "Debian: `sysctl kernel.unprivileged_userns_clone=1`; in Docker: `--security-opt seccomp=unconfined "
+    "--security-opt apparmor=unconfined --security-opt systempaths=unconfined --cap-add SYS_ADMIN`."
+)
+_PROC: Final = "The container hides parts of /proc: start it with `--security-opt systempaths=unconfined`."
+_TOO_OLD: Final = "bubblewrap is too old: 0.8.0 or later is needed."
+_READS: Final = (
+    ("nknown option", _TOO_OLD),
+    ("mount proc", _PROC),
+    ("namespace", _NAMESPACES),
+    ("uid map", _NAMESPACES),
+    ("disabling of user", _NAMESPACES),
+    ("max_user_namespaces", _NAMESPACES),
+    ("RTM_NEWADDR", _NAMESPACES),  # how AppArmor's refusal shows
+    (
+        "error while loading shared libraries",
+        "The Python interpreter needs libraries that lie outside of it.",
+    ),
+    ("ModuleNotFoundError", "The runner's package cannot be read by other users of this machine."),
+)
+
+
+def unmet() -> str | None:
+    """What is missing before anything is tried; None where a try is worth it."""
+    if sys.platform != "linux":
+        return "Local sandboxes need Linux; on Windows, use WSL 2."
+    if not seccomp.supported():
+        return "Local sandboxes need an x86-64 or aarch64 machine."
+    if shutil.which("bwrap") is None:
+        return _INSTALL
+    return None
+
+
+def explain(fault: SandboxFault) -> str:
+    """The sentence for a sandbox that did not come up. Its own words may name paths: they stay here."""
+    complaint = fault.complaint if isinstance(fault, StartFailed) else ""
+    for part, sentence in _READS:
+        if part in complaint:
+            return sentence
+    return f"A sandbox was tried and did not run. {fault.detail}"
+
+
+def what_is_not_limited() -> tuple[str, ...]:
+    """What an isolation by namespaces and a filter does not bound."""
+    limits = "Memory, CPU and disk of a sandbox are not limited: that takes cgroups, which are not used."
+    if os.geteuid() != 0:
+        limits = "Memory, CPU, processes and disk of a sandbox are not limited: that takes cgroups and root."
+    return (limits, "The kernel is shared with the host.")
+
+
+@contextmanager
+def probe_spec() -> Iterator[SandboxSpec]:
+    """The spec of a sandbox that belongs to no session, with a gateway that nobody serves."""
+    with (
+        tempfile.TemporaryDirectory(prefix="agent-runtime-") as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        path = Path(folder) / "gateway.sock"
+        listener.bind(str(path))
+        yield SandboxSpec(session_id="probe", runtime_id="probe", gateway_socket=path, orphan_timeout_s=60.0)

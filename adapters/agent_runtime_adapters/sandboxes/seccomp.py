@@ -1,0 +1,186 @@
+"""The seccomp filter of a local sandbox, assembled here: no libseccomp is needed to run.
+
+A deny-list for x86-64 and aarch64. It closes what the namespaces leave open: more namespaces and
+mounts, kernel keys, io_uring (which would walk around the rules for `socket`), sockets of families
+that no network namespace confines, keystrokes pushed into a terminal. `ptrace` stays: debuggers
+need it and the PID namespace bounds it. bubblewrap loads the result (`bubblewrap.arguments`).
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import struct
+from typing import Final, NamedTuple
+
+LOAD_WORD: Final = 0x20  # A = the 32 bit word at this place of struct seccomp_data
+JUMP_IF_EQUAL: Final = 0x15
+JUMP_IF_AT_LEAST: Final = 0x35
+JUMP_IF_BITS: Final = 0x45
+RETURN: Final = 0x06
+
+ALLOW: Final = 0x7FFF0000
+KILL_PROCESS: Final = 0x80000000
+FAIL: Final = 0x00050000
+
+AT_NUMBER: Final = 0
+AT_ARCHITECTURE: Final = 4
+AT_FIRST_ARGUMENT: Final = 16
+AT_SECOND_ARGUMENT: Final = 24
+
+X32_NUMBERS: Final = 0x40000000
+NEW_NAMESPACE: Final = 0x7E020000  # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+TERMINAL_INJECTION: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+SOCKET_FAMILIES: Final = (1, 2, 10, 16)  # UNIX, INET, INET6, NETLINK
+
+
+class Call(NamedTuple):
+    """A system call's number on each architecture; None where there is no such call."""
+
+    x86_64: int | None
+    aarch64: int | None
+
+
+REFUSED: Final[dict[str, Call]] = {
+    # mounts and roots
+    "mount": Call(165, 40),
+    "umount2": Call(166, 39),
+    "pivot_root": Call(155, 41),
+    "chroot": Call(161, 51),
+    "open_tree": Call(428, 428),
+    "move_mount": Call(429, 429),
+    "fsopen": Call(430, 430),
+    "fsconfig": Call(431, 431),
+    "fsmount": Call(432, 432),
+    "fspick": Call(433, 433),
+    "mount_setattr": Call(442, 442),
+    "open_tree_attr": Call(467, 467),
+    # namespaces, and files past any mount
+    "unshare": Call(272, 97),
+    "setns": Call(308, 268),
+    "name_to_handle_at": Call(303, 264),
+    "open_by_handle_at": Call(304, 265),
+    "fanotify_init": Call(300, 262),
+    # kernel keys: shared by all who have the uid, in whatever namespace
+    "add_key": Call(248, 217),
+    "request_key": Call(249, 218),
+    "keyctl": Call(250, 219),
+    # kernel internals with a long record of escapes
+    "bpf": Call(321, 280),
+    "perf_event_open": Call(298, 241),
+    "userfaultfd": Call(323, 282),
+    "memfd_secret": Call(447, 447),
+    "kcmp": Call(312, 272),
+    "lookup_dcookie": Call(212, 18),
+    "modify_ldt": Call(154, None),
+    "migrate_pages": Call(256, 238),
+    "move_pages": Call(279, 239),
+    # the machine itself
+    "init_module": Call(175, 105),
+    "finit_module": Call(313, 273),
+    "delete_module": Call(176, 106),
+    "kexec_load": Call(246, 104),
+    "kexec_file_load": Call(320, 294),
+    "reboot": Call(169, 142),
+    "swapon": Call(167, 224),
+    "swapoff": Call(168, 225),
+    "acct": Call(163, 89),
+    "syslog": Call(103, 116),
+    "quotactl": Call(179, 60),
+    "quotactl_fd": Call(443, 443),
+    "sethostname": Call(170, 161),
+    "setdomainname": Call(171, 162),
+    "settimeofday": Call(164, 170),
+    "clock_settime": Call(227, 112),
+    "iopl": Call(172, None),
+    "ioperm": Call(173, None),
+    "uselib": Call(134, None),
+    "nfsservctl": Call(180, 42),
+    "vhangup": Call(153, 58),
+}
+"""Answered with EPERM."""
+
+ABSENT: Final[dict[str, Call]] = {
+    "clone3": Call(435, 435),  # its flags lie in memory, where a filter cannot look
+    "io_uring_setup": Call(425, 425),
+    "io_uring_enter": Call(426, 426),
+    "io_uring_register": Call(427, 427),
+}
+"""Answered with ENOSYS, so that libraries fall back to the older call."""
+
+CLONE: Final = Call(56, 220)
+IOCTL: Final = Call(16, 29)
+SOCKET: Final = Call(41, 198)
+AUDIT_ARCHITECTURE: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+
+def supported(machine: str | None = None) -> bool:
+    """Whether there is a filter for this machine (`platform.machine()`)."""
+    return (machine or platform.machine()) in AUDIT_ARCHITECTURE
+
+
+def program(machine: str | None = None) -> bytes:
+    """The filter as an array of `struct sock_filter`. Raises `KeyError` for an unknown machine."""
+    machine = machine or platform.machine()
+    code = _prologue(machine)
+    for calls, error in ((REFUSED, errno.EPERM), (ABSENT, errno.ENOSYS)):
+        for call in calls.values():
+            code += _refuse(getattr(call, machine), error)
+    code += _clone(getattr(CLONE, machine))
+    code += _ioctl(getattr(IOCTL, machine))
+    code += _socket(getattr(SOCKET, machine))
+    code += _end(ALLOW)
+    return b"".join(code)
+
+
+def _do(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+    return struct.pack("<HBBI", code, then, otherwise, value)
+
+
+def _end(verdict: int) -> list[bytes]:
+    return [_do(RETURN, verdict)]
+
+
+def _prologue(machine: str) -> list[bytes]:
+    """A foreign architecture ends the process; the x32 numbers do not exist. Leaves A = number."""
+    code = [_do(LOAD_WORD, AT_ARCHITECTURE), _do(JUMP_IF_EQUAL, AUDIT_ARCHITECTURE[machine], then=1)]
+    code += _end(KILL_PROCESS)
+    code.append(_do(LOAD_WORD, AT_NUMBER))
+    if machine == "x86_64":
+        code += [_do(JUMP_IF_AT_LEAST, X32_NUMBERS, otherwise=1), *_end(FAIL | errno.ENOSYS)]
+    return code
+
+
+def _refuse(number: int | None, error: int) -> list[bytes]:
+    if number is None:
+        return []
+    return [_do(JUMP_IF_EQUAL, number, otherwise=1), *_end(FAIL | error)]
+
+
+def _clone(number: int) -> list[bytes]:
+    """Processes and threads, but no namespaces. The flags are the first argument on both machines."""
+    body = [_do(LOAD_WORD, AT_FIRST_ARGUMENT), _do(JUMP_IF_BITS, NEW_NAMESPACE, otherwise=1)]
+    return _only_for(number, body + _end(FAIL | errno.EPERM) + _end(ALLOW))
+
+
+def _ioctl(number: int) -> list[bytes]:
+    """The kernel reads 32 bits of the request, so 32 bits are compared: a high bit hides nothing."""
+    first, second = TERMINAL_INJECTION
+    body = [
+        _do(LOAD_WORD, AT_SECOND_ARGUMENT),
+        _do(JUMP_IF_EQUAL, first, then=1),
+        _do(JUMP_IF_EQUAL, second, otherwise=1),
+    ]
+    return _only_for(number, body + _end(FAIL | errno.EPERM) + _end(ALLOW))
+
+
+def _socket(number: int) -> list[bytes]:
+    """Families that the network namespace confines; vsock, packet, alg and the rest are refused."""
+    body = [_do(LOAD_WORD, AT_FIRST_ARGUMENT)]
+    for place, family in enumerate(SOCKET_FAMILIES):
+        body.append(_do(JUMP_IF_EQUAL, family, then=len(SOCKET_FAMILIES) - place))
+    return _only_for(number, body + _end(FAIL | errno.EAFNOSUPPORT) + _end(ALLOW))
+
+
+def _only_for(number: int, body: list[bytes]) -> list[bytes]:
+    return [_do(JUMP_IF_EQUAL, number, otherwise=len(body)), *body]

@@ -1,0 +1,109 @@
+"""What of this machine's Python goes into a sandbox, and where it lies there.
+
+The interpreter and its packages may lie anywhere here (a home folder, a venv that points to pyenv or
+uv, /usr). Inside they lie at neutral places, read-only, so that nothing of the host's folders shows:
+
+    /opt/agent-runtime/python           the interpreter's prefix, unless it is part of /usr
+    /opt/agent-runtime/site-packages    the packages of the running environment (agents come with them)
+    /opt/agent-runtime/lib              the runner's package and nothing beside it
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from agent_runtime.errors import SandboxFault
+
+RUNNER_PACKAGE: Final = "agent_runtime_sandbox"
+INSIDE: Final = PurePosixPath("/opt/agent-runtime")
+SYSTEM: Final = Path("/usr")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or folder of the host at a place inside; read-only unless `writable`."""
+
+    source: str
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """The mounts that a runner needs, the interpreter's path inside, and the variables it needs."""
+
+    mounts: tuple[Mount, ...]
+    python: str
+    env: dict[str, str]
+
+
+def find_toolchain() -> Toolchain:
+    """Look at the running interpreter. Raises `SandboxFault` (`sandbox_unavailable`)."""
+    prefix = Path(sys.base_prefix).resolve()
+    executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    _check(prefix, executable)
+    mounts = [Mount(str(runner_folder()), str(INSIDE / "lib" / RUNNER_PACKAGE))]
+    env = {}
+    if not prefix.is_relative_to(SYSTEM):
+        mounts.append(Mount(str(prefix), str(INSIDE / "python")))
+        if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+            # The library's place is often built into the interpreter, and is another one inside.
+            env["LD_LIBRARY_PATH"] = str(INSIDE / "python" / "lib")
+    search = [str(INSIDE / "lib")]
+    for number, folder in enumerate(_package_folders()):
+        inside = _inside(folder, prefix)
+        if inside is None:
+            inside = str(INSIDE / ("site-packages" + (f"-{number + 1}" if number else "")))
+            mounts.append(Mount(str(folder), inside))
+        search.append(inside)
+    env["PYTHONPATH"] = ":".join(search)
+    python = _inside(executable, prefix)
+    assert python is not None
+    return Toolchain(tuple(mounts), python, env)
+
+
+def runner_folder() -> Path:
+    """The folder of the runner's package on this machine. Raises `SandboxFault`."""
+    spec = importlib.util.find_spec(RUNNER_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise SandboxFault("The runner's package is not installed.", code="sandbox_unavailable")
+    return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def _check(prefix: Path, executable: Path) -> None:
+    home = Path.home().resolve()
+    if home.is_relative_to(prefix) or prefix == home / ".local":
+        raise _unusable("Python is installed into a folder that holds private files as well")
+    if not executable.is_relative_to(prefix):
+        raise _unusable("The Python interpreter lies outside of its own installation")
+
+
+def _unusable(why: str) -> SandboxFault:
+    detail = f"{why}; use one of the system, of pyenv or of uv."
+    return SandboxFault(detail, code="sandbox_unavailable", retryable=False)
+
+
+def _package_folders() -> Iterator[Path]:
+    """The folders of installed packages on the import path, in its order."""
+    seen = set()
+    for entry in sys.path:
+        folder = Path(os.path.realpath(entry))
+        if folder.name in {"site-packages", "dist-packages"} and folder.is_dir() and folder not in seen:
+            seen.add(folder)
+            yield folder
+
+
+def _inside(path: Path, prefix: Path) -> str | None:
+    """Where a path is found inside without a mount of its own."""
+    if path.is_relative_to(SYSTEM):
+        return str(path)
+    if path.is_relative_to(prefix):
+        return str(INSIDE / "python" / path.relative_to(prefix))
+    return None
