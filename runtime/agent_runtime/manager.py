@@ -5,7 +5,7 @@ its first use on, under a lock of its own, so that two callers never load it twi
 does is in `session`; how it is spoken to from outside is in `transport`.
 
 Closing: 1. no new session is loaded; 2. all sessions stop together, each as `session` describes,
-within `_CLOSE_BOUND_S`; 3. providers, log and store are closed.
+within `_CLOSE_BOUND_S`; 3. provider, gateway, log and store are closed.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class SessionManager:
             await asyncio.wait(stops, timeout=_CLOSE_BOUND_S)
         await self._tasks.close()
         await self._config.sandboxes.close()
+        await self._config.gateway.aclose()
         await self.log.close()
         await self._persistence.close()
 

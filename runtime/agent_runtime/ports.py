@@ -401,6 +401,9 @@ class ModelGateway(Protocol):
     async def close(self, session_id: str) -> None:
         """Stop serving the session; running requests are cut. Idempotent."""
 
+    async def aclose(self) -> None:
+        """Stop serving anybody and release everything. Idempotent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:

@@ -1,0 +1,40 @@
+# agent-runtime: each target sets up all that it needs. PYTHON names the interpreter to build on.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check bench fmt clean
+.DEFAULT_GOAL := test
+
+demo: $(READY)
+	@$(BIN)/python tools/prepare.py demo
+	@$(BIN)/agent-runtime demo
+
+test: $(READY)
+	@$(BIN)/python tools/prepare.py test
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(READY)
+	@$(BIN)/python tools/prepare.py demo
+	$(BIN)/python bench/first_block.py
+	$(BIN)/python bench/memory.py
+
+fmt: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) tests/clients/node_modules demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) tools/prepare.py python
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)

@@ -1,0 +1,77 @@
+"""Composition: where adapters meet the runtime. The only module of this package that names them.
+
+<data>/runtime-id        labels this runtime's sandboxes, the same after every restart
+<data>/agent-runtime.db  sessions, blocks, turns, transcripts, files
+<data>/sandboxes/        one folder per living sandbox
+<data>/gateway/          one socket per session
+<data>/profiles/         agent profiles as files, unless another folder is set
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from agent_runtime_adapters.profiles.files import FileProfiles
+
+from agent_runtime.config import RuntimeConfig
+from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.ports import Authenticator, ModelGateway, SandboxProvider
+from agent_runtime.profile import AgentProfile
+from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
+from agent_runtime_adapters.logs.memory import MemoryEventLog
+from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
+from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
+
+from .settings import SandboxKind, Settings
+
+
+def compose(
+    settings: Settings, *, authenticator: Authenticator | None, gateway: ModelGateway | None = None
+) -> RuntimeConfig:
+    """Build the configuration of a served runtime; `gateway` None: to the environment's own model.
+
+    Raises ValueError where the environment names an unusable model address or credential.
+    """
+    data = settings.data.resolve()
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files = FileProfiles(settings.profiles or data / "profiles")
+
+    async def profiles() -> tuple[AgentProfile, ...]:
+        return files.profiles()
+
+    return RuntimeConfig(
+        persistence=SqlitePersistence(data / "agent-runtime.db"),
+        log=MemoryEventLog(),
+        sandboxes=sandboxes(settings.sandbox, data / "sandboxes"),
+        agents=(ClaudeAgent(),),
+        gateway=gateway or AnthropicGateway.from_environment(data / "gateway"),
+        authenticator=authenticator,
+        open_access=settings.open_access,
+        profiles=profiles,
+        runtime_id=_runtime_id(data / "runtime-id"),
+        cors_origins=settings.cors_origins,
+        max_message_bytes=settings.max_message_bytes,
+        max_file_bytes=settings.max_file_bytes,
+        sync_interval_s=settings.sync_interval_s,
+        interrupt_grace_s=settings.interrupt_grace_s,
+        wake_timeout_s=settings.wake_timeout_s,
+        orphan_timeout_s=settings.orphan_timeout_s,
+    )
+
+
+def sandboxes(kind: SandboxKind, root: Path) -> SandboxProvider:
+    """The provider of that name, keeping its sandboxes below `root`."""
+    match kind:
+        case SandboxKind.LOCAL:
+            return LocalSandboxes(root)
+        case SandboxKind.UNSAFE_SUBPROCESS:
+            return UnsafeSubprocess(root)
+
+
+def _runtime_id(file: Path) -> str:
+    """Made once per data folder: two runtimes on one machine never end each other's sandboxes."""
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex, encoding="ascii")
+    return file.read_text(encoding="ascii").strip()
