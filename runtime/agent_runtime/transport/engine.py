@@ -1,0 +1,267 @@
+"""engine: the Socket.IO server as we need it: hardened against its clients, bounded, with owned tasks.
+
+python-socketio trusts its peers more than we can. What is changed here, each for a failure that the
+tests show: a client may name an event `disconnect` and run the server's own handler; binary
+attachments pile up without bound; a malformed frame leaves a dead connection behind; a body that
+arrives in pieces over long polling is cut off; what waits for a slow client is unbounded; tasks
+belong to nobody. It knows nothing of sessions: `socket` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from io import BytesIO
+from typing import Any, Final
+
+import engineio  # type: ignore[import-untyped]
+import socketio  # type: ignore[import-untyped]
+from aiohttp import web
+from engineio.async_drivers.aiohttp import WebSocket, translate_request  # type: ignore[import-untyped]
+from engineio.packet import MESSAGE  # type: ignore[import-untyped]
+from engineio.packet import Packet as Frame
+from engineio.payload import Payload  # type: ignore[import-untyped]
+from socketio import packet as sio_packet
+
+from agent_runtime.errors import InvalidRequest
+from agent_runtime.tasks import Tasks
+from agent_runtime.transport import wire
+
+MALFORMED: Final = "malformed"
+"""The event that stands for whatever could not be read; it reaches the catch-all handler."""
+
+_RESERVED: Final = frozenset({"connect", "disconnect", "*"})
+_NAMESPACE: Final = "/"
+_DIGITS: Final = tuple("0123456")
+_CONTROL_CHARS: Final = 16
+_POLLED_FRAMES: Final = 1000
+"""A page that flushes what it buffered sends all of it in one body; the library drops all over 16."""
+
+
+class FastJson:
+    """The JSON module of our packets: fast, and never at a loss for an encoding."""
+
+    @staticmethod
+    def dumps(value: Any, **_: Any) -> str:
+        """JSON on one line."""
+        return wire.dump(value).decode()
+
+    @staticmethod
+    def loads(text: str) -> Any:
+        """Read JSON. Raises ValueError."""
+        return wire.load(text)
+
+
+class StrictPacket(sio_packet.Packet):  # type: ignore[misc]
+    """A packet whose reading never fails: what is not an ordinary one becomes the event `malformed`."""
+
+    uses_binary_events = False
+    json = FastJson
+
+    def decode(self, encoded_packet: Any) -> int:
+        """Read a packet of a client; there are never attachments."""
+        try:
+            super().decode(encoded_packet)
+        except (ValueError, TypeError, RecursionError, InvalidRequest):
+            self.packet_type, self.namespace, self.id, self.data = sio_packet.EVENT, None, None, [MALFORMED]
+        if self.packet_type not in (sio_packet.CONNECT, sio_packet.DISCONNECT, sio_packet.EVENT):
+            # We ask for no acks and take no binary: neither has a reader here.
+            self.packet_type, self.data = sio_packet.EVENT, [MALFORMED]
+        if self.packet_type == sio_packet.EVENT and not self._is_event():
+            self.data = [MALFORMED]
+        return 0
+
+    def _is_event(self) -> bool:
+        data: Any = self.data
+        if not (isinstance(data, list) and data and isinstance(data[0], str)):
+            return False
+        return data[0] not in _RESERVED
+
+
+class LiveFrame(Frame):  # type: ignore[misc]
+    """A frame of the live stream, shared by all its receivers; counted where it waits."""
+
+
+class Backlog(asyncio.Queue[Any]):
+    """What waits for one connection, with its size: of everything, and of live events alone."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self.is_doomed = False
+        self.taken = asyncio.Event()
+        self.total_bytes = 0
+        self.live_bytes = 0
+
+    def _put(self, item: Any) -> None:
+        super()._put(item)
+        self._count(item, +1)
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self._count(item, -1)
+        self.taken.set()
+        return item
+
+    def _count(self, item: Any, sign: int) -> None:
+        size = sign * len(item.data) if item is not None and isinstance(item.data, str) else 0
+        self.total_bytes += size
+        if isinstance(item, LiveFrame):
+            self.live_bytes += size
+
+
+class GuardedWebSocket(WebSocket):  # type: ignore[misc]
+    """A websocket that ends on frames that are no Engine.IO packets, and can be cut from outside."""
+
+    async def __call__(self, environ: dict[str, Any]) -> Any:
+        """Serve the connection until it ends."""
+        eio_sid = self.handler.__self__.sid
+        self.server.wires[eio_sid] = environ["aiohttp.request"].transport
+        try:
+            return await super().__call__(environ)
+        finally:
+            self.server.wires.pop(eio_sid, None)
+
+    async def wait(self) -> Any:
+        """The next frame. Raises OSError where the connection is over or nonsense came."""
+        data = await super().wait()
+        if isinstance(data, str) and not _is_frame(data):
+            raise OSError("not an Engine.IO packet")
+        return data
+
+
+class Engine(engineio.AsyncServer):  # type: ignore[misc]
+    """The connections below Socket.IO."""
+
+    def __init__(self, tasks: Tasks, **options: Any) -> None:
+        super().__init__(async_mode="aiohttp", **options)
+        driver: dict[str, Any] = self._async  # type: ignore[has-type]
+        self._async = driver | {"websocket": GuardedWebSocket, "translate_request": _whole_request}
+        self.wires: dict[str, asyncio.Transport | None] = {}
+        self._tasks = tasks
+
+    def create_queue(self, *_: Any, **__: Any) -> Backlog:
+        """Every connection's queue counts its bytes."""
+        return Backlog()
+
+    def start_background_task(self, target: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        """Every task of the library is owned."""
+        return self._tasks.spawn(target(*args))
+
+
+class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
+    """Socket.IO with bounded, synchronous delivery.
+
+    Args:
+        tasks: the owner of whatever runs in the background.
+        max_packet_bytes: the largest packet that is read; a larger one ends its connection.
+        backlog_bytes: how many bytes of live events may wait for one connection.
+        origins: foreign origins that may connect; the server's own always may.
+        on_slow: told the connection that was closed because it did not take what it was sent.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        max_packet_bytes: int,
+        backlog_bytes: int,
+        origins: tuple[str, ...],
+        on_slow: Callable[[], None],
+    ) -> None:
+        self._tasks = tasks
+        self._backlog_bytes = backlog_bytes
+        self._on_slow = on_slow
+        Payload.max_decode_packets = _POLLED_FRAMES
+        logger = logging.getLogger(__name__)
+        super().__init__(
+            serializer=StrictPacket,
+            logger=logger,
+            engineio_logger=logger,
+            max_http_buffer_size=max_packet_bytes,
+            cors_allowed_origins=list(origins) or None,
+            cors_credentials=False,
+            tasks=tasks,
+        )
+
+    def _engineio_server_class(self) -> type[Engine]:
+        return Engine
+
+    def start_background_task(self, target: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        """Every task of the library is owned."""
+        return self._tasks.spawn(target(*args))
+
+    def deliver(self, sids: Iterable[str], event: str, payload: bytes) -> None:
+        """Queue one event for these connections, framed once; cut those that are over their bound."""
+        frame = LiveFrame(MESSAGE, f'{sio_packet.EVENT}["{event}",{payload.decode()}]')
+        for sid in sids:
+            connection = self._connection(sid)
+            if connection is None or connection.closed or connection.queue.is_doomed:
+                continue
+            connection.queue.put_nowait(frame)
+            if connection.queue.live_bytes > self._backlog_bytes:
+                self._on_slow()
+                self.cut(sid, wire.SLOW_CONSUMER)
+
+    async def drained(self, sid: str) -> None:
+        """Return once no more than the bound waits for this connection, answers included."""
+        connection = self._connection(sid)
+        while connection is not None and connection.queue.total_bytes > self._backlog_bytes:
+            connection.queue.taken.clear()
+            await connection.queue.taken.wait()
+
+    def cut(self, sid: str, reason: str) -> None:
+        """End a connection now, without its help. Its client connects anew by itself."""
+        connection = self._connection(sid)
+        if connection is not None and not connection.queue.is_doomed:
+            connection.queue.is_doomed = True
+            self._tasks.spawn(self._cut(connection, reason))
+
+    async def close_all(self) -> None:
+        """Let every connection write what it has, then end it; clients connect anew by themselves."""
+        for connection in tuple(self.eio.sockets.values()):
+            await connection.close(wait=False, reason=self.reason.SERVER_DISCONNECT)
+            connection.queue.put_nowait(None)
+        await self.shutdown()
+
+    def _connection(self, sid: str) -> Any:
+        return self.eio.sockets.get(self.manager.eio_sid_from_sid(sid, _NAMESPACE))
+
+    async def _cut(self, connection: Any, reason: str) -> None:
+        await connection.close(wait=False, abort=True, reason=reason)
+        while not connection.queue.empty():
+            connection.queue.get_nowait()
+        connection.queue.put_nowait(None)
+        transport = self.eio.wires.get(connection.sid)
+        if transport is not None:
+            transport.abort()
+
+
+def _is_frame(text: str) -> bool:
+    """Whether the library can read it without failing: a message holds a packet, the rest is short."""
+    if text[:1] == "4":
+        return text[1:2] in _DIGITS
+    return text[:1] in _DIGITS and len(text) <= _CONTROL_CHARS
+
+
+async def _whole_request(request: web.Request) -> dict[str, Any]:
+    """The request as the library wants it, its body read whole and within the bound that it states.
+
+    The library reads once, which gives only what has arrived so far.
+    """
+    environ: dict[str, Any] = translate_request(request)
+    if request.method == "POST":
+        body = await request.read()
+        environ["wsgi.input"] = _Body(body)
+        environ["CONTENT_LENGTH"] = str(len(body))
+    return environ
+
+
+class _Body:
+    """A body that is already here, to be read as if it were not."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = BytesIO(data)
+
+    async def read(self, size: int) -> bytes:
+        return self._data.read(size)

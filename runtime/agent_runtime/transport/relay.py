@@ -1,0 +1,227 @@
+"""relay: carries a session's log to the connections that joined it.
+
+One relay per session with viewers, one task each. It reads the log from its own place on, encodes
+every event once and queues it for all viewers; it admits a viewer between two reads, after sending
+it alone what it lacks, so that nothing is missing and nothing comes twice. It knows no Socket.IO:
+`deliver` puts an encoded event into the queues of connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from agent_runtime.errors import NotFound
+from agent_runtime.events import Gap, LogEntry, Position
+from agent_runtime.ports import EventLog
+from agent_runtime.tasks import Tasks
+from agent_runtime.transport import wire
+
+Deliver = Callable[[Sequence[str], str, bytes], None]
+"""(connections, event name, encoded envelope) -> queued for each."""
+Cut = Callable[[str, str], None]
+"""(connection, reason) -> it is closed; its client joins again."""
+Check = Callable[[], Awaitable[object]]
+"""Raises `NotFound` when the session is no more."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Admission:
+    """A connection that was told the state as of `after` and now wants what follows."""
+
+    sid: str
+    after: Position
+
+
+class OutOfReach(Exception):
+    """The log has run past everything it could show; only joining again helps."""
+
+
+class Relay:
+    """Follows one session's log for its viewers. `run` ends when the last one has left."""
+
+    def __init__(
+        self, log: EventLog, session_id: str, start: Position, deliver: Deliver, check: Check
+    ) -> None:
+        self._log = log
+        self._session_id = session_id
+        self._position = start
+        self._deliver = deliver
+        self._check = check
+        self._viewers: dict[str, None] = {}
+        self._waiting: list[Admission] = []
+        self._nap: asyncio.Timeout | None = None
+
+    @property
+    def viewers(self) -> tuple[str, ...]:
+        """Everyone who is in, or on the way in."""
+        return (*self._viewers, *(admission.sid for admission in self._waiting))
+
+    def admit(self, admission: Admission) -> None:
+        """Let a connection in at the next pause between two events."""
+        self._waiting.append(admission)
+        self._poke()
+
+    def remove(self, sid: str) -> None:
+        """From now on this connection gets nothing more."""
+        self._viewers.pop(sid, None)
+        self._waiting = [admission for admission in self._waiting if admission.sid != sid]
+        self._poke()
+
+    async def run(self) -> None:
+        """Relay until nobody is left or the session is gone."""
+        while self.viewers:
+            # Only who stood here before we looked is surely not ahead of what we find.
+            due = tuple(self._waiting)
+            await self._advance()
+            for admission in due:
+                await self._let_in(admission)
+            if self.viewers and not self._waiting:
+                await self._rest()
+
+    async def _advance(self) -> None:
+        """Send everyone what came since."""
+        found = await self._log.since(self._session_id, self._position)
+        if isinstance(found, Gap):
+            await self._jump(found.head)
+            return
+        for entry in found.entries:
+            self._send(tuple(self._viewers), entry)
+        self._position = found.head
+
+    async def _jump(self, head: Position) -> None:
+        """The log no longer reaches our place: go to its end, and show the hole to everyone.
+
+        The newest event is sent even so: its number tells clients that they have to join again.
+        """
+        await self._check()
+        newest = await self._newest(head)
+        for entry in newest:
+            self._send(tuple(self._viewers), entry)
+        self._position = newest[-1].position if newest else head
+
+    async def _let_in(self, admission: Admission) -> None:
+        missing = await self._between(admission.after)
+        if admission not in self._waiting:
+            return  # it left, or joined anew, while we looked
+        self._waiting.remove(admission)
+        for entry in missing:
+            self._send((admission.sid,), entry)
+        self._viewers[admission.sid] = None
+
+    async def _between(self, after: Position) -> tuple[LogEntry, ...]:
+        """What a newcomer lacks up to our own place; the newest alone where the log cannot tell."""
+        if after == self._position:
+            return ()
+        found = await self._log.since(self._session_id, after)
+        entries = await self._newest(self._position) if isinstance(found, Gap) else found.entries
+        return tuple(entry for entry in entries if entry.position.seq <= self._position.seq)
+
+    async def _newest(self, head: Position) -> tuple[LogEntry, ...]:
+        if head.seq == 0:
+            return ()
+        found = await self._log.since(self._session_id, Position(head.epoch, head.seq - 1))
+        if isinstance(found, Gap):
+            raise OutOfReach
+        return found.entries
+
+    async def _rest(self) -> None:
+        """Wait for news from the log or of the viewers."""
+        try:
+            async with asyncio.timeout(None) as self._nap:
+                await self._log.wait(self._session_id, self._position)
+        except TimeoutError:
+            pass  # poked
+        finally:
+            self._nap = None
+
+    def _poke(self) -> None:
+        nap, self._nap = self._nap, None
+        if nap is not None:
+            nap.reschedule(0)
+
+    def _send(self, sids: Sequence[str], entry: LogEntry) -> None:
+        if sids:
+            self._deliver(sids, entry.event.type, wire.encoded(self._session_id, entry))
+
+
+class Relays:
+    """All relays of this process, and who has joined what.
+
+    A join takes three steps: `begin` takes the connection out of the session's viewers, the caller
+    works out its answer, and `admit` lets it in where that answer ended. Only the newest join of a
+    connection counts.
+    """
+
+    def __init__(self, log: EventLog, tasks: Tasks, deliver: Deliver, cut: Cut) -> None:
+        self._log = log
+        self._tasks = tasks
+        self._deliver = deliver
+        self._cut = cut
+        self._relays: dict[str, Relay] = {}
+        self._joined: dict[str, dict[str, object]] = {}
+
+    def __len__(self) -> int:
+        return len(self._relays)
+
+    def joined(self, sid: str) -> int:
+        """How many sessions a connection has joined."""
+        return len(self._joined.get(sid, ()))
+
+    def begin(self, sid: str, session_id: str) -> object:
+        """A join begins; returns the ticket that `admit` asks for."""
+        self.leave(sid, session_id)
+        ticket = object()
+        self._joined.setdefault(sid, {})[session_id] = ticket
+        return ticket
+
+    def admit(self, sid: str, session_id: str, ticket: object, after: Position, check: Check) -> None:
+        """Let the connection in, unless it left or joined anew since `begin`."""
+        if self._joined.get(sid, {}).get(session_id) is not ticket:
+            return
+        relay = self._relays.get(session_id)
+        if relay is None:
+            relay = Relay(self._log, session_id, after, self._deliver, check)
+            self._relays[session_id] = relay
+            relay.admit(Admission(sid, after))
+            self._tasks.spawn(self._run(session_id, relay))
+        else:
+            relay.admit(Admission(sid, after))
+
+    def leave(self, sid: str, session_id: str) -> None:
+        """The connection wants no more of this session. Idempotent."""
+        sessions = self._joined.get(sid, {})
+        if sessions.pop(session_id, None) is not None and session_id in self._relays:
+            self._relays[session_id].remove(sid)
+        if not sessions:
+            self._joined.pop(sid, None)
+
+    def forget(self, sid: str) -> None:
+        """The connection is gone."""
+        for session_id in tuple(self._joined.get(sid, ())):
+            self.leave(sid, session_id)
+
+    async def _run(self, session_id: str, relay: Relay) -> None:
+        try:
+            await relay.run()
+        except NotFound:
+            pass  # the session was deleted; there is nothing more to tell its viewers
+        except OutOfReach:
+            self._send_back(relay)
+        except Exception:
+            _log.exception("relay_failed", session_id=session_id)
+            self._send_back(relay)
+        finally:
+            del self._relays[session_id]
+            for sid in relay.viewers:
+                self._joined.get(sid, {}).pop(session_id, None)
+
+    def _send_back(self, relay: Relay) -> None:
+        """Viewers whose stream broke find out by losing their connection, and join again."""
+        for sid in relay.viewers:
+            self._cut(sid, "relay_ended")
