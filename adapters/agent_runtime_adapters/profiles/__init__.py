@@ -1,0 +1,1 @@
+"""Where agent profiles come from: files."""
