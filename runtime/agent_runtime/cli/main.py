@@ -56,6 +56,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve until Ctrl-C, then close in order."""
+    _log_to_stderr(logging.INFO)
     _run(serve_forever(_settings(config, host, port, data, sandbox, open_access=open_access or None)))
 
 
@@ -66,6 +67,7 @@ def demo(
     sandbox: Kind = None,
 ) -> None:
     """Show the main job: a real agent in a sandbox, its blocks in this terminal and in the console."""
+    _log_to_stderr(logging.WARNING)
     once = os.environ.get("DEMO_ONCE", "") not in {"", "0"}
     settings = _settings(None, None, 0 if port is None else port, data or Path("demo-data"), sandbox)
     raise typer.Exit(_run(demo_command.demo(settings, once=once)))
@@ -74,6 +76,7 @@ def demo(
 @app.command()
 def doctor(data: Data = None, sandbox: Kind = None) -> None:
     """Tell what works on this machine, and how to get what does not."""
+    _log_to_stderr(logging.WARNING)
     raise typer.Exit(_run(doctor_command.doctor(_settings(None, None, None, data, sandbox))))
 
 
@@ -91,12 +94,6 @@ def show_session(session_id: str, url: Url = "http://127.0.0.1:8700", token: Tok
 
 def main() -> None:
     """The entry point: one clear line for what a person did wrong."""
-    # People read standard error; standard output belongs to the commands.
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
     try:
         app()
     except RuntimeFault as fault:
@@ -120,3 +117,11 @@ def _settings(
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
+
+
+def _log_to_stderr(level: int) -> None:
+    """People read standard error; standard output belongs to the commands."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )

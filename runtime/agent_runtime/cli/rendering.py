@@ -15,6 +15,9 @@ _SHOWN_CHARS: Final = 300
 _STYLES: Final = {"thinking": "dim italic", "assistant_text": ""}
 _LABELS: Final = {"thinking": "thinks", "assistant_text": "agent"}
 _MAIN: Final = "main"
+_MARGIN: Final = " " * 11
+_DELEGATING: Final = frozenset({"Agent", "Task"})
+"""Tools whose result is a subagent's output, which is shown in its own blocks already."""
 
 
 class Renderer:
@@ -25,6 +28,7 @@ class Renderer:
         self._status: Status | None = None
         self._streaming: str | None = None
         self._kinds: dict[str, str] = {}
+        self._delegated: set[str] = set()
 
     def waiting(self, message: str) -> None:
         """Show, with a moving mark, what is being waited for."""
@@ -69,8 +73,10 @@ class Renderer:
                     "thinks" if kind == "thinking" else "agent", block["content"], _STYLES[kind], indent
                 )
             case "tool_use":
+                if block["toolName"] in _DELEGATING:
+                    self._delegated.add(block["toolUseId"])
                 self._line("tool", f"{block['toolName']}  {_summary(block['input'])}", "yellow", indent)
-            case "tool_result":
+            case "tool_result" if block["toolUseId"] not in self._delegated:
                 style = "red" if block.get("isError") else "dim"
                 self._line("", _cut(_text(block["output"])), style, indent)
             case "subagent":
@@ -99,7 +105,8 @@ class Renderer:
             self._break()
             self._streaming = block_id
             self._console.print(Text(f"{_LABELS[kind]:>9}  ", style="bold"), end="")
-        self._console.print(Text(delta, style=_STYLES[kind]), end="", soft_wrap=True)
+        text = delta.replace("\n", f"\n{_MARGIN}")
+        self._console.print(Text(text, style=_STYLES[kind]), end="", soft_wrap=True)
 
     def _break(self) -> None:
         self.ready()
@@ -112,7 +119,7 @@ class Renderer:
         first, *rest = text.splitlines() or [""]
         self._console.print(Text.assemble((f"{label:>9}  {indent}", "bold"), (first, style)), soft_wrap=True)
         for line in rest:
-            self._console.print(Text.assemble((" " * 11 + indent, "bold"), (line, style)), soft_wrap=True)
+            self._console.print(Text.assemble((_MARGIN + indent, "bold"), (line, style)), soft_wrap=True)
 
     def _turn_end(self, turn: dict[str, Any]) -> None:
         cost = f", ${turn['costUsd']:.4f}" if "costUsd" in turn else ""
