@@ -28,7 +28,8 @@ _NOT_THE_USER: Final = (
     "[Request interrupted",
     "<local-command",
     "<command-",
-    "Output token limit",
+    "Output token limit hit",
+    "Your response above was stopped",
 )
 
 
