@@ -55,6 +55,7 @@ class SessionPromises(Promises):
             await store.create_session(samples.session(f"s{index}", owner=owner))
         assert await _ids(store, "ada") == ["s2", "s0"]
         assert await _ids(store, "bob") == ["s1"]
+        assert await _ids(store, "Ada") == ["s3"]
         assert await _ids(store, "ad%") == ["s4"]
         await store.update_session(samples.session("s0", owner="bob"))
         assert await _ids(store, "ada") == ["s2"]
