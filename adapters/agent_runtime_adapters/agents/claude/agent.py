@@ -7,7 +7,6 @@ says is read by `translate`, and what it kept for resuming by `transcript`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -110,8 +109,7 @@ def _bad_turns(value: object) -> str | None:
 
 
 def _bad_budget(value: object) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not isinstance(value, int | float) or not number or not 0 < value <= _MAX_BUDGET_USD:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_BUDGET_USD:
         return f"must be a number over 0 and at most {_MAX_BUDGET_USD:.0f}"
     return None
 

@@ -16,6 +16,8 @@ MAX_ID: Final = 200
 """Characters. The agent's own ids have some 40."""
 MAX_TEXT: Final = 1 << 20
 """Characters of one text, thought or tool output; what goes over it is cut."""
+_MAX_ITEMS: Final = 500
+"""Objects that are looked at in one list: some are looked up in others, once for each."""
 _MAX_DEPTH: Final = 40
 _MAX_COUNT: Final = 1 << 53
 
@@ -42,8 +44,9 @@ def mapping(value: object) -> Json:
 
 
 def objects(value: object) -> list[Json]:
-    """The objects among the items of a list."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    """The objects among the first items of a list."""
+    items = value[:_MAX_ITEMS] if isinstance(value, list) else ()
+    return [item for item in items if isinstance(item, Mapping)]
 
 
 def count(value: object) -> int | None:

@@ -23,40 +23,43 @@ _LIMITS: Final = {
     "error_max_turns": ("max_turns", "turn_limit_reached"),
     "error_max_budget_usd": ("budget", "budget_exceeded"),
 }
-_BY_STATUS: Final = {
-    400: ("model_request_rejected", False),
-    401: ("model_authentication_failed", False),
-    403: ("model_authentication_failed", False),
-    413: ("model_request_rejected", False),
-    429: ("model_rate_limited", True),
-    529: ("model_overloaded", True),
-}
-_BY_KIND: Final = {
-    "authentication_failed": ("model_authentication_failed", False),
-    "billing_error": ("model_quota_exhausted", False),
-    "rate_limit": ("model_rate_limited", True),
-    "overloaded": ("model_overloaded", True),
-    "overloaded_error": ("model_overloaded", True),
-    "invalid_request": ("model_request_rejected", False),
+_REJECTED: Final = ("model_request_rejected", False)
+_UNAUTHENTICATED: Final = ("model_authentication_failed", False)
+_RATE_LIMITED: Final = ("model_rate_limited", True)
+_OVERLOADED: Final = ("model_overloaded", True)
+_QUOTA: Final = ("model_quota_exhausted", False)
+
+_CODES: Final[dict[object, tuple[str, bool]]] = {
+    "invalid_request_error": _REJECTED,
+    "request_too_large": _REJECTED,
+    "not_found_error": _REJECTED,
+    "authentication_error": _UNAUTHENTICATED,
+    "permission_error": _UNAUTHENTICATED,
+    "billing_error": _QUOTA,
+    "rate_limit_error": _RATE_LIMITED,
+    "overloaded_error": _OVERLOADED,
+    400: _REJECTED,
+    401: _UNAUTHENTICATED,
+    403: _UNAUTHENTICATED,
+    413: _REJECTED,
+    429: _RATE_LIMITED,
+    529: _OVERLOADED,
+    "authentication_failed": _UNAUTHENTICATED,
+    "rate_limit": _RATE_LIMITED,
+    "invalid_request": _REJECTED,
     "max_output_tokens": ("model_output_limit", False),
 }
+"""What the API called it, its HTTP status, or the agent's own word: our code, and whether to try again."""
 _MAX_UUIDS: Final = 100
 
 
 def model_error(line: Json, message: str, stop_reason: object) -> TurnError:
     """The error that an `assistant` line with `error`, or a failed `result` line, tells of."""
-    status, kind = line.get("api_error_status"), line.get("error")
-    wire_type = line.get("api_error_type")
+    told = [line.get(name) for name in ("api_error_type", "api_error_status", "error", "api_error")]
+    known = (_CODES[word] for word in told if isinstance(word, str | int) and word in _CODES)
+    code, retryable = next(known, ("model_error", True))
     if stop_reason == "refusal":
         code, retryable = "model_refused", False
-    elif wire_type == "overloaded_error":
-        code, retryable = _BY_KIND["overloaded_error"]
-    elif isinstance(status, int) and status in _BY_STATUS:
-        code, retryable = _BY_STATUS[status]
-    elif isinstance(kind, str) and kind in _BY_KIND:
-        code, retryable = _BY_KIND[kind]
-    else:
-        code, retryable = "model_error", wire_type != "invalid_request_error"
     return TurnError(code=code, message=message or "The model's API failed.", retryable=retryable)
 
 

@@ -17,8 +17,8 @@ from agent_runtime.ports import Translated
 from agent_runtime_adapters.agents.claude.lines import MAX_TEXT, Json, count, ident, mapping, text
 from agent_runtime_adapters.agents.claude.writing import Writing
 
-_MAX_OPEN: Final = 200
-"""Open blocks of one message. A real one has one or two."""
+_MAX_OPEN: Final = 20
+"""Open blocks of one message. A real one has one."""
 
 Streamed = AssistantText | Thinking | ToolUse
 

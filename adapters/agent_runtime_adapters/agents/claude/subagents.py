@@ -17,8 +17,12 @@ from agent_runtime_adapters.agents.claude.writing import Writing
 
 TOOL_NAMES: Final = frozenset({"Agent", "Task"})
 """The tools that start a child."""
-_MAX_CHILDREN: Final = 1000
+_MAX_CHILDREN: Final = 200
 """Children that are remembered; the oldest is forgotten first."""
+_MAX_REPORT: Final = 1 << 16
+"""Characters of what a child reports at its end."""
+_MAX_COMPARED: Final = 4096
+"""Characters by which a prompt is known again."""
 _ENDS: Final[Mapping[object, SubagentStatus]] = {
     "completed": SubagentStatus.SUCCESS,
     "failed": SubagentStatus.ERROR,
@@ -29,7 +33,7 @@ _ENDS: Final[Mapping[object, SubagentStatus]] = {
 
 @dataclass(slots=True)
 class _Child:
-    """`said` is the last text of the child: what it reports when it ends. `prompt` is shown already."""
+    """`said` is the last text of the child, its report when it ends; `prompt` how its prompt begins."""
 
     block_id: str
     parent: str
@@ -61,25 +65,26 @@ class Subagents:
         if (known := self._children.get(agent_id)) is not None:
             writing.update(known.block_id, known.parent, {"status": SubagentStatus.RUNNING.value})
             return
+        prompt = text(line.get("prompt"))
         child = _Child(
             block_id=f"{tool_use_id or agent_id}:subagent",
             parent=ident(line.get("parent_task_id")) or MAIN,
-            prompt=text(line.get("prompt")),
+            prompt=prompt[:_MAX_COMPARED],
         )
         self._remember(agent_id, tool_use_id, child)
         writing.whole(_block(agent_id, tool_use_id, child, line, writing))
-        if child.prompt:
-            writing.whole(_prompt(agent_id, child.prompt, writing))
+        if prompt:
+            writing.whole(_prompt(agent_id, prompt, writing))
 
     def said(self, conversation_id: str, content: str) -> None:
         """Remember the newest text of a child; it is the report when the child ends."""
         if (child := self._children.get(conversation_id)) is not None:
-            child.said = content
+            child.said = content[:_MAX_REPORT]
 
     def is_prompt(self, conversation_id: str, content: str) -> bool:
         """Whether a text that was sent to the child is the prompt that is shown already."""
         child = self._children.get(conversation_id)
-        return child is not None and child.prompt == content
+        return child is not None and child.prompt == content[:_MAX_COMPARED]
 
     def ended(self, line: Json, writing: Writing) -> None:
         """A child rests: what became of it, and its report."""
@@ -88,7 +93,7 @@ class Subagents:
         if child is None or status is None:
             return
         updates: dict[str, Any] = {"status": status.value}
-        report = child.said or text(line.get("summary"))
+        report = child.said or text(line.get("summary"))[:_MAX_REPORT]
         if status is SubagentStatus.SUCCESS and report:
             updates["output"] = report
         if (spent := count(mapping(line.get("usage")).get("duration_ms"))) is not None:
@@ -106,7 +111,7 @@ class Subagents:
 
 
 def _block(agent_id: str, tool_use_id: str | None, child: _Child, line: Json, writing: Writing) -> Subagent:
-    asked = {"description": text(line.get("description")), "prompt": child.prompt}
+    asked = {"description": text(line.get("description")), "prompt": text(line.get("prompt"))}
     return Subagent(
         id=child.block_id,
         conversation_id=child.parent,

@@ -79,9 +79,9 @@ def _output(content: object) -> str | list[dict[str, Any]]:
 
 
 def _is_cut(output: str | list[dict[str, Any]], content: object) -> bool:
-    if not isinstance(output, str) or not isinstance(content, str):
-        return False
-    return output.startswith(_SAVED_ELSEWHERE) or len(output) < len(content)
+    if isinstance(output, str) and output.startswith(_SAVED_ELSEWHERE):
+        return True
+    return isinstance(content, str | list) and len(output) < len(content)
 
 
 def _about(entries: object, tool_use_id: str) -> Json:

@@ -31,7 +31,7 @@ _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _STANDARD_CHILD: Final = "general-purpose"
 """The child that a call without a name gets."""
 _COMMAND: Final = re.compile(
-    r"<command-name>(/[^<]{0,200})</command-name>.*?<command-args>(.*?)</command-args>", re.DOTALL
+    r"\s*<command-name>(/[^<]{0,200})</command-name>.*?<command-args>(.*?)</command-args>", re.DOTALL
 )
 _TASK: Final = re.compile(
     r"<task-notification>\s*<task-id>([\w-]{1,100})</task-id>.*?<status>(\w{1,20})</status>", re.DOTALL
@@ -58,11 +58,14 @@ class _Reader:
 
     def __init__(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         self._threads = {
-            MAIN if key == MAIN else key.removeprefix(_CHILD_KEY): [entry for entry in entries if entry]
+            MAIN if key == MAIN else key.removeprefix(_CHILD_KEY): [
+                entry for entry in entries if isinstance(entry, Mapping)
+            ]
             for key, entries in transcript.items()
             if key == MAIN or (key.startswith(_CHILD_KEY) and key != _CHILD_KEY + MAIN)
         }
         self._agents = dict(_told_agents(self._threads.values()))
+        self._prompted = _prompted(self._threads)
         self._claimed = {MAIN}
         self._calls: dict[str, str] = {}
         self._translator = ClaudeTranslator()
@@ -116,7 +119,8 @@ class _Reader:
     def _start_children(self, entry: Json, agent_id: str, depth: int) -> None:
         for call in objects(mapping(entry.get("message")).get("content")):
             tool_use_id, asked = ident(call.get("id")), mapping(call.get("input"))
-            if call.get("type") != "tool_use" or call.get("name") not in TOOL_NAMES or tool_use_id is None:
+            called = call.get("type") == "tool_use" and ident(call.get("name")) in TOOL_NAMES
+            if not called or tool_use_id is None:
                 continue
             child = self._agents.get(tool_use_id) or self._by_prompt(text(asked.get("prompt")))
             if child is None or child in self._claimed or depth >= _DEEPEST:
@@ -148,12 +152,10 @@ class _Reader:
 
     def _by_prompt(self, prompt: str) -> str | None:
         """The first child that nothing claimed yet and that began with these words."""
-        for agent_id in self.unclaimed():
-            first = next((entry for entry in self._threads[agent_id] if entry.get("type") == "user"), {})
-            content = mapping(first.get("message")).get("content")
-            if prompt and prompt == (content if isinstance(content, str) else _only_text(content)):
-                return agent_id
-        return None
+        waiting = self._prompted.get(prompt, [])
+        while waiting and waiting[0] in self._claimed:
+            waiting.pop(0)
+        return waiting[0] if waiting else None
 
     def _say(self, uuid: str | None, content: Content) -> None:
         if uuid is not None and content:
@@ -171,6 +173,18 @@ class _Reader:
         for fact in self._translator.translate(line, turn_id=None, at=self._at):
             if isinstance(fact, BlockStart | BlockComplete | BlockUpdate):
                 self._conversation.apply(fact)
+
+
+def _prompted(threads: Mapping[str, Sequence[Json]]) -> dict[str, list[str]]:
+    """Which children began with which words, for calls whose result does not name the child."""
+    found: dict[str, list[str]] = {}
+    for agent_id, entries in threads.items():
+        first = next((entry for entry in entries if entry.get("type") == "user"), mapping(None))
+        content = mapping(first.get("message")).get("content")
+        prompt = text(content) if isinstance(content, str) else _only_text(content)
+        if prompt and agent_id != MAIN:
+            found.setdefault(prompt, []).append(agent_id)
+    return found
 
 
 def _told_agents(threads: Any) -> Iterator[tuple[str, str]]:
@@ -267,7 +281,7 @@ def _only_text(content: object) -> str | None:
 
 def _asked(said: str, content: object) -> Content:
     """What the user sent, as they sent it: a slash command is stored in a frame of tags."""
-    if command := _COMMAND.search(said):
+    if command := _COMMAND.match(said):
         return f"{command[1]} {command[2]}".strip()
     if isinstance(content, str):
         return text(content)

@@ -18,7 +18,6 @@ from agent_runtime.blocks import (
     BlockState,
     ErrorBlock,
     Thinking,
-    ToolUse,
     UserMessage,
 )
 from agent_runtime.ports import AgentIdentity, AgentTurnBegan, Translated
@@ -124,9 +123,7 @@ class ClaudeTranslator:
         if isinstance(block, AssistantText):
             self._subagents.said(conversation_id, block.content)
         if opened is None:
-            pending = {"status": "pending", "input": {}} if isinstance(block, ToolUse) else {}
-            writing.start(block.model_copy(update=pending or {"content": ""}))
-            writing.complete(block)
+            writing.whole(block)
         else:
             writing.complete(block.model_copy(update={"id": opened.id, "timestamp": opened.timestamp}))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from agent_runtime.blocks import AssistantText, Block, BlockState, Thinking, ToolResult
+from agent_runtime.blocks import AssistantText, Block, BlockState, Thinking, ToolResult, ToolStatus, ToolUse
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate
 from agent_runtime.ports import Translated
 
@@ -54,6 +54,8 @@ def _emptied(block: Block) -> Block:
     """The same block before it had content, so that nothing large is sent twice."""
     if isinstance(block, AssistantText | Thinking):
         return block.model_copy(update={"content": ""})
+    if isinstance(block, ToolUse):
+        return block.model_copy(update={"input": {}, "status": ToolStatus.PENDING})
     if isinstance(block, ToolResult):
         return block.model_copy(update={"output": ""})
     return block
