@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -118,3 +119,33 @@ async def test_the_environment_gives_address_and_credential():
         await gate.aclose()
         assert REAL_KEY not in repr(gate)
     assert seen == ["Bearer t"]
+
+
+async def test_directories_of_sessions_that_closed_long_ago_are_swept_and_those_in_use_are_not():
+    long_ago = (1.0, 1.0)
+    async with gateway("http://127.0.0.1:9") as first:
+        closed, used = await first.open("closed"), await first.open("used")
+        await first.close("closed")
+        for endpoint in (closed, used):
+            os.utime(endpoint.socket.parent, long_ago)
+        async with gateway("http://127.0.0.1:9", run_dir=used.socket.parent.parent) as second:
+            await second.open("other")
+        assert not closed.socket.parent.exists()
+        assert used.socket.exists()
+
+
+async def test_a_damaged_secret_is_a_plain_error_and_gives_no_tokens():
+    async with gateway("http://127.0.0.1:9") as first:
+        run_dir = (await first.open("s")).socket.parent.parent
+        (run_dir / "key").write_bytes(b"short")
+        async with gateway("http://127.0.0.1:9", run_dir=run_dir) as second:
+            with pytest.raises(SandboxFault, match="damaged"):
+                await second.open("s")
+
+
+async def test_a_run_dir_that_is_no_directory_is_a_plain_error(tmp_path: Path):
+    (tmp_path / "f").write_text("")
+    async with gateway("http://127.0.0.1:9", run_dir=tmp_path / "f" / "run") as gate:
+        with pytest.raises(SandboxFault, match="cannot use") as caught:
+            await gate.open("s")
+        assert str(tmp_path) not in caught.value.detail

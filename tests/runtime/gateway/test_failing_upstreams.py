@@ -87,6 +87,24 @@ async def test_an_answer_that_is_cut_looks_cut_to_the_agent_and_is_counted(frami
     assert used == [("s", Usage(input_tokens=100, cache_read_tokens=7, output_tokens=1))]
 
 
+async def test_an_answer_that_stalls_half_way_is_cut():
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + sse(START))
+        await reader.read()
+        await reader.read()
+
+    async with (
+        raw_api(stall) as url,
+        gateway(url, patience=Patience(idle_s=0.2)) as gate,
+        agent(await gate.open("s")) as client,
+        client.post("/v1/messages", json=MESSAGE) as response,
+    ):
+        assert await response.content.readany() == sse(START)
+        with pytest.raises(aiohttp.ClientError):
+            await response.read()
+
+
 async def test_a_redirect_is_not_followed():
     async def answer(request: web.Request) -> web.Response:
         assert request.path == "/v1/messages"

@@ -122,7 +122,7 @@ async def test_every_ready_script_can_be_played_streamed_and_whole(name: str):
     async with ScriptedModel(pace=0) as model:
         if name == "cut":
             with pytest.raises(aiohttp.ClientError):
-                await post(model, request("[[script:cut]]"))
+                await post(model, request("[[script:cut n=50]]"))
         for stream in (True, False):
             status, answer = await post(model, request(f"[[script:{name} n=50]]", stream=stream))
             assert status == (500 if name == "error" else 200)
