@@ -8,7 +8,7 @@
 Everything is below one temporary folder and ends with the block.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from agent_runtime.cli.serve import running
 from agent_runtime.cli.settings import Settings
 from agent_runtime.gateway.anthropic import AnthropicGateway
 from agent_runtime.runtime import AgentRuntime
+from agent_runtime.testing.script import Script
 from agent_runtime.testing.scripted_model import ScriptedModel
 
 
@@ -37,12 +38,14 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*, data: Path | None = None, **settings: Any) -> AsyncIterator[Server]:
+async def serving(
+    *, data: Path | None = None, scripts: Mapping[str, Script] | None = None, **settings: Any
+) -> AsyncIterator[Server]:
     """Run the system; `data` keeps it for a second run, `settings` are those of a served runtime."""
     with TemporaryDirectory(prefix="agent-runtime-story-") as fresh:
         folder = data or Path(fresh)
         chosen = Settings(port=0, data=folder, **settings)
-        async with ScriptedModel() as model:
+        async with ScriptedModel(scripts=scripts or {}) as model:
             gateway = AnthropicGateway(model.url, REAL_KEY, None, folder / "gateway")
             async with running(chosen, gateway=gateway) as served:
                 headers = {"Authorization": f"Bearer {served.token}"}
