@@ -58,11 +58,9 @@ class _Reader:
 
     def __init__(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         self._threads = {
-            MAIN if key == MAIN else key.removeprefix(_CHILD_KEY): [
-                entry for entry in entries if isinstance(entry, Mapping)
-            ]
+            thread_id: list(entries)
             for key, entries in transcript.items()
-            if key == MAIN or (key.startswith(_CHILD_KEY) and key != _CHILD_KEY + MAIN)
+            if (thread_id := _thread_id(key)) is not None
         }
         self._agents = dict(_told_agents(self._threads.values()))
         self._prompted = _prompted(self._threads)
@@ -173,6 +171,12 @@ class _Reader:
         for fact in self._translator.translate(line, turn_id=None, at=self._at):
             if isinstance(fact, BlockStart | BlockComplete | BlockUpdate):
                 self._conversation.apply(fact)
+
+
+def _thread_id(key: str) -> str | None:
+    """The conversation whose entries are under this key; None for what is no conversation."""
+    agent_id = ident(key.removeprefix(_CHILD_KEY)) if key.startswith(_CHILD_KEY) else None
+    return MAIN if key == MAIN else agent_id if agent_id != MAIN else None
 
 
 def _prompted(threads: Mapping[str, Sequence[Json]]) -> dict[str, list[str]]:
