@@ -31,7 +31,7 @@ CREATE TABLE turns (
     UNIQUE (session, turn_id)
 );
 CREATE INDEX turns_in_order ON turns (session, turn_index);
-CREATE INDEX turns_by_message ON turns (session, message_id) WHERE message_id IS NOT NULL;
+CREATE INDEX turns_by_message ON turns (session, message_id, turn_index) WHERE message_id IS NOT NULL;
 
 CREATE TABLE transcript (
     session  INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
