@@ -56,7 +56,7 @@ class AnthropicGateway:
         upstream_url: the API's base address, without `/v1`.
         api_key: sent as `x-api-key`.
         auth_token: sent as `Authorization: Bearer`; where both are given, this one alone.
-        run_dir: a directory of this runtime alone, with a short path, that survives restarts.
+        run_dir: a directory of this runtime alone that survives restarts.
         on_usage: told what each answer used.
         patience: how long silent peers are waited for.
 

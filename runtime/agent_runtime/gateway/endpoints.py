@@ -50,19 +50,26 @@ class Endpoints:
             raise SandboxFault(f"The model gateway cannot use its directory: {error.strerror}.") from error
 
     def _endpoint(self, session_id: str) -> GatewayEndpoint:
-        directory = self._run_dir / self._derive("directory", session_id)[:8].hex()
-        socket = directory / _SOCKET
-        excess = len(os.fsencode(socket)) - MAX_SOCKET_PATH_BYTES
-        if excess > 0:
-            raise SandboxFault(
-                f"The path of the model gateway's directory is {excess} bytes too long for a unix socket.",
-                code="sandbox_unavailable",
-                retryable=False,
-            )
+        directory = self._sockets / self._derive("directory", session_id)[:8].hex()
         directory.mkdir(mode=0o755, exist_ok=True)
         directory.chmod(0o755)
         token = base64.urlsafe_b64encode(self._derive("token", session_id)).decode().rstrip("=")
-        return GatewayEndpoint(socket=socket, token=f"session-{token}")
+        return GatewayEndpoint(socket=directory / _SOCKET, token=f"session-{token}")
+
+    @cached_property
+    def _sockets(self) -> Path:
+        """Where the sessions' directories lie: in `run_dir`, or, where that is too long, in a short place.
+
+        The short place is the same for the same `run_dir`, so a restarted runtime finds it too.
+        """
+        longest = len(os.fsencode(self._run_dir.absolute())) + len(f"/{bytes(8).hex()}/{_SOCKET}")
+        if longest <= MAX_SOCKET_PATH_BYTES:
+            return self._run_dir
+        name = hashlib.sha256(os.fsencode(self._run_dir.absolute())).hexdigest()[:16]
+        place = Path("/tmp") / f"agent-runtime-{name}"  # noqa: S108 - TMPDIR may be long; the owner is checked
+        _own(place)
+        _sweep(place)
+        return place
 
     def _derive(self, purpose: str, session_id: str) -> bytes:
         return hmac.digest(self._key, f"{purpose}:{session_id}".encode(), hashlib.sha256)
@@ -70,45 +77,45 @@ class Endpoints:
     @cached_property
     def _key(self) -> bytes:
         """The secret; the first look at it makes the directory ready."""
-        self._own_run_dir()
+        _own(self._run_dir)
         path = self._run_dir / _KEY_FILE
         if not path.exists():
-            self._write_secret(path)
-        self._sweep()
+            _write_secret(path)
+        _sweep(self._run_dir)
         key = path.read_bytes()
         if len(key) != _KEY_BYTES:
             raise SandboxFault("The model gateway's secret is damaged: delete it.", retryable=False)
         return key
 
-    def _own_run_dir(self) -> None:
-        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self._run_dir.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise SandboxFault("The model gateway's directory belongs to somebody else.", retryable=False)
-        self._run_dir.chmod(0o700)
 
-    @staticmethod
-    def _write_secret(path: Path) -> None:
-        """Write it aside and link it into place: whole or absent, and the first of two writers wins."""
-        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(_KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                path.hardlink_to(draft)
-        finally:
-            draft.unlink()
+def _own(directory: Path) -> None:
+    """Make sure of a directory that nobody else can enter or has made."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise SandboxFault("The model gateway's directory belongs to somebody else.", retryable=False)
+    directory.chmod(0o700)
 
-    def _sweep(self) -> None:
-        """Remove directories of sessions that closed long ago; one with a socket in it is not empty."""
-        unused_since = time.time() - _UNUSED_S
-        for entry in os.scandir(self._run_dir):
-            if (
-                entry.is_dir(follow_symlinks=False)
-                and entry.stat(follow_symlinks=False).st_mtime < unused_since
-            ):
-                with contextlib.suppress(OSError):
-                    Path(entry.path).rmdir()
+
+def _write_secret(path: Path) -> None:
+    """Write it aside and link it into place: whole or absent, and the first of two writers wins."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(draft)
+    finally:
+        draft.unlink()
+
+
+def _sweep(directory: Path) -> None:
+    """Remove directories of sessions that closed long ago; one with a socket in it is not empty."""
+    unused_since = time.time() - _UNUSED_S
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < unused_since:
+            with contextlib.suppress(OSError):
+                Path(entry.path).rmdir()
