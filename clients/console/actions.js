@@ -63,7 +63,7 @@ export class SessionActions {
 
 /** The beginning of a first message as a session's name, cut at a word. */
 export function titleOf(text) {
-  const line = text.trim().split("\n", 1)[0].replace(/\s+/g, " ");
+  const line = text.trim().split("\n", 1)[0].replace(/\s+/g, " ").trim();
   if (line.length <= TITLE_LENGTH) return line;
   return `${line.slice(0, TITLE_LENGTH).replace(/\s\S*$/, "")}…`;
 }

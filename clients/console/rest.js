@@ -62,6 +62,7 @@ export class Api {
       method,
       headers: {
         ...(token && { Authorization: `Bearer ${token}` }),
+        Accept: "application/json",
         ...(body !== undefined && { "Content-Type": "application/json" }),
         ...headers,
       },

@@ -73,13 +73,12 @@ export class ThinkingView extends BlockView {
     this.label = el("span", { class: "thinking-label" });
     this.preview = el("span", { class: "thinking-preview" });
     this.text = el("p", { class: "thinking-text" });
-    const folding = disclosure({
+    this.element = disclosure({
       className: "thinking",
       header: [this.label, this.preview],
       body: el("div", { class: "fold-body" }, this.text),
       isOpen: false,
     });
-    this.element = folding.element;
   }
 
   render(block) {

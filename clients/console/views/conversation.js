@@ -1,6 +1,7 @@
 // A conversation as a list of block views, kept in step with the state; and the subagent's card, which
 // holds a conversation of its own. Tool results have no view: they are part of their tool's card.
 
+import { blocksOf } from "../reducer.js";
 import { Problem } from "../rest.js";
 import { AssistantTextView, ErrorView, SystemView, ThinkingView, UserMessageView } from "./blocks.js";
 import { arrange, el, setText, show } from "./dom.js";
@@ -79,33 +80,31 @@ class SubagentCard {
     this.answer = el("p", { class: "answer", hidden: true });
     this.conversation = new ConversationView(block.subagentId, context);
     this.body = el("div", { class: "fold-body" }, this.task, this.conversation.element, this.answer);
-    const folding = disclosure({
+    this.element = disclosure({
       className: "subagent",
       header: [this.name, this.subject, this.status],
       body: this.body,
       isOpen: block.status === "pending" || block.status === "running",
       onOpen: () => this.opened(),
     });
-    this.element = folding.element;
-    folding.element.addEventListener("click", () => this.state && this.update(this.state));
   }
 
   /** After a reload the blocks of an old subagent are still to be fetched. */
   opened() {
-    if (!this.state) return;
     const { hasMore, conversations } = this.state;
-    const isKnown = conversations.has(this.conversation.conversationId) && !hasMore.get(this.conversation.conversationId);
-    if (!isKnown) this.conversation.loadOlder();
+    const { conversationId } = this.conversation;
+    this.conversation.update(this.state);
+    if (!conversations.has(conversationId) || hasMore.get(conversationId)) this.conversation.loadOlder();
   }
 
   update(state) {
     const block = state.blocks.get(this.id);
     if (block !== this.block) this.render(block);
-    const known = state.conversations.get(block.subagentId)?.length ?? 0;
-    const facts = [TOOL_STATUS[block.status] ?? block.status, known && plural(known, "block"), time(block.durationMs)];
+    const steps = blocksOf(state, block.subagentId).filter(({ type }) => type !== "tool_result").length;
+    const facts = [TOOL_STATUS[block.status] ?? block.status, steps && plural(steps, "step"), time(block.durationMs)];
     setText(this.status, facts.filter(Boolean).join(" · "));
     setText(this.answer, block.output ?? "");
-    show(this.answer, Boolean(block.output) && known === 0); // its last text says the same
+    show(this.answer, Boolean(block.output) && steps === 0); // its last text says the same
     if (!this.body.hidden) this.conversation.update(state);
     Object.assign(this, { block, state });
   }

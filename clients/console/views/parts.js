@@ -8,23 +8,21 @@ const CLAMP_CHARACTERS = 400;
 
 /**
  * A header that folds a body. `extra` stands beside the header and is not part of its button.
- * `onOpen` is called when it unfolds for the first time.
+ * `onOpen` is called whenever a person unfolds it.
  */
-export function disclosure({ className, header, extra = [], body, isOpen, onOpen, data }) {
+export function disclosure({ className, header, extra = [], body, isOpen, onOpen }) {
   const button = el("button", { class: "fold", type: "button" }, el("span", { class: "chevron", "aria-hidden": "true" }), ...header);
-  const element = el("section", { class: className, data }, el("div", { class: "fold-head" }, button, ...extra), body);
-  let wasOpened = false;
+  const element = el("section", { class: className }, el("div", { class: "fold-head" }, button, ...extra), body);
   const setOpen = (open) => {
     attribute(button, "aria-expanded", String(open));
     body.hidden = !open;
-    if (open && !wasOpened) {
-      wasOpened = true;
-      onOpen?.();
-    }
   };
-  button.addEventListener("click", () => setOpen(body.hidden));
+  button.addEventListener("click", () => {
+    setOpen(body.hidden);
+    if (!body.hidden) onOpen?.();
+  });
   setOpen(isOpen);
-  return { element, setOpen };
+  return element;
 }
 
 /** Lines of text, the first dozen until a person asks for all; remembers that between renderings. */

@@ -21,14 +21,13 @@ export class ToolCard {
     this.output = new Listing("tool-output");
     this.pictures = el("div", { class: "pictures" });
     this.note = el("p", { class: "quiet", hidden: true });
-    const { element } = disclosure({
+    this.element = disclosure({
       className: "tool",
       header: [el("span", { class: "tool-name", text: block.displayName ?? block.toolName }), this.subject, this.status],
       extra: [this.openFile],
       body: el("div", { class: "fold-body" }, this.input.element, this.output.element, this.pictures, this.note),
       isOpen: this.presenter.isOpen,
     });
-    this.element = element;
   }
 
   update(state) {
