@@ -191,6 +191,12 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         """Every task of the library is owned."""
         return self._tasks.spawn(target(*args))
 
+    async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        await super()._handle_eio_disconnect(eio_sid, reason)
+        connection = self.eio.sockets.get(eio_sid)
+        if connection is not None:
+            connection.queue.put_nowait(None)  # else a poll that waits is held until the next ping
+
     def deliver(self, sids: Iterable[str], event: str, payload: bytes) -> None:
         """Queue one event for these connections, framed once; cut those that are over their bound."""
         frame = LiveFrame(MESSAGE, f'{sio_packet.EVENT}["{event}",{payload.decode()}]')
