@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from agent_runtime_adapters.profiles.files import FileProfiles
+import structlog
 
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.gateway.anthropic import AnthropicGateway
@@ -21,10 +22,13 @@ from agent_runtime.profile import AgentProfile
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
+from agent_runtime_adapters.profiles.files import FileProfiles
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 
 from .settings import SandboxKind, Settings
+
+_log = structlog.get_logger(__name__)
 
 
 def compose(
@@ -32,14 +36,12 @@ def compose(
 ) -> RuntimeConfig:
     """Build the configuration of a served runtime; `gateway` None: to the environment's own model.
 
-    Raises ValueError where the environment names an unusable model address or credential.
+    Raises ValueError where the environment names an unusable model address or credential, or
+    the settings a folder of profiles that is not there.
     """
     data = settings.data.resolve()
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = FileProfiles(settings.profiles or data / "profiles")
-
-    async def profiles() -> tuple[AgentProfile, ...]:
-        return files.profiles()
+    profiles = _profiles(settings.profiles, data / "profiles")
 
     return RuntimeConfig(
         persistence=SqlitePersistence(data / "agent-runtime.db"),
@@ -59,6 +61,25 @@ def compose(
         wake_timeout_s=settings.wake_timeout_s,
         orphan_timeout_s=settings.orphan_timeout_s,
     )
+
+
+def _profiles(chosen: Path | None, own: Path) -> Callable[[], Awaitable[tuple[AgentProfile, ...]]]:
+    """Profiles from a folder, read again when it changes; what is wrong with them is logged once."""
+    if chosen is None:
+        own.mkdir(exist_ok=True)
+    elif not chosen.is_dir():
+        raise ValueError(f"there is no folder of profiles called '{chosen.name}'")
+    files = FileProfiles(chosen or own)
+    told: set[str] = set()
+
+    async def profiles() -> tuple[AgentProfile, ...]:
+        found = files.profiles()
+        for problem in set(files.problems()) - told:
+            told.add(problem)
+            _log.warning("profile_refused", problem=problem)
+        return found
+
+    return profiles
 
 
 def sandboxes(kind: SandboxKind, root: Path) -> SandboxProvider:

@@ -95,10 +95,16 @@ def show_session(session_id: str, url: Url = "http://127.0.0.1:8700", token: Tok
 def main() -> None:
     """The entry point: one clear line for what a person did wrong."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.exceptions.TyperException as error:
+        _refuse(error.format_message())
     except RuntimeFault as fault:
-        sys.stderr.write(f"agent-runtime: {fault.detail}\n")
-        sys.exit(2)
+        _refuse(fault.detail)
+
+
+def _refuse(why: str) -> None:
+    sys.stderr.write(f"agent-runtime: {' '.join(why.split())}\n")
+    sys.exit(2)
 
 
 def _settings(
