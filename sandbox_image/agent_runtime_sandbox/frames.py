@@ -17,11 +17,14 @@ arrive after all kept frames that were written before them.
     transcript         kept     {key, entries}                  entries of the agent's own transcript
     file               kept     {path, change, size, sha256, mtime, encoding?, content?}
     stderr             kept     {text}                          what the agent complains about
-    exit               kept     {code, reason}                  the agent's process ended
+    exit               kept     {code, reason, message}         the agent's process ended
     fault              kept     {code, message}                 the runner itself could not do something
 
 `change` is created, modified or deleted; `agent` in hello is none, running or exited; `content`
-is there when the file is at most INLINE_FILE_BYTES, as text (`encoding` utf-8) or base64.
+is there when the file is at most INLINE_FILE_BYTES, as text (`encoding` utf-8) or base64. `mtime`
+is in seconds since 1970; a file that is too large to be looked into has `sha256` null and
+`skipped` true; of a deleted one only `path` and `change` are told. `reason` of an exit is closed
+(asked for), died or start_failed; `code` and `message` are null where they are not known.
 
 Inward, runtime to runner. A command with an `id` gets one `reply`.
 
@@ -29,13 +32,13 @@ Inward, runtime to runner. A command with an `id` gets one `reply`.
     ack                {o}                           forget up to here
     transcript         {id, key, entries}            before start: what the agent is to remember
     start              {id, driver, options}         start the agent; refused while one runs
-    message            {id, uuid, content}           one user message; the same uuid again is ignored
+    message            {id, uuid, content}           one user message -> {duplicate}; same uuid: ignored
     interrupt          {id}                          stop what runs; the agent stays
     options            {id, options}                 change a running agent's options
-    list               {id}                          -> result {files: [...]} the manifest
+    list               {id}                          -> result {files: [...]}, each as in `file`
     read               {id, path}                    -> chunks, then reply {size, sha256}
-    write              {id, path, data, append}      base64; append false begins the file anew
-    delete             {id, path}
+    write              {id, path, data, append}      base64; append false begins anew -> {size, sha256}
+    delete             {id, path}                    -> {deleted}
     sync               {id}                          look at all files now; the reply follows their frames
     close              {id}                          end the agent politely; the runner stays
 """

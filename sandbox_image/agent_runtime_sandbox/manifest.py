@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from agent_runtime_sandbox.beneath import MAX_DEPTH, OPEN_DIRECTORY, FileRefused, Root, is_temporary
@@ -161,9 +162,12 @@ class Manifest:
 
     def entries(self) -> Iterable[tuple[bytes, Entry]]:
         """All files, sorted by path."""
-        for directory in sorted(self._directories):
-            for name in sorted(self._directories[directory]):
-                yield join(directory, name), self._directories[directory][name]
+        found = [
+            (join(directory, name), entry)
+            for directory, entries in self._directories.items()
+            for name, entry in entries.items()
+        ]
+        return sorted(found, key=itemgetter(0))
 
     def compare(self, scope: Scope, listing: Listing) -> tuple[list[bytes], list[bytes]]:
         """Paths that are gone and paths to be read, by what a look found; forgets nothing yet."""

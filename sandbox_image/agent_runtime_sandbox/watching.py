@@ -9,6 +9,7 @@ time, and where no watch holds, only that is left, faster. Looks take a bounded 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -83,12 +84,14 @@ class Watching:
         self._outbox.emit("fault", code="watch_lost", message=f"files are polled now; {reason[:500]}")
 
     async def _watch(self) -> None:
-        import watchfiles  # noqa: PLC0415 - it is slow to import, and the socket is to be served first
-
+        # Imported in a thread: the socket is to be served first.
+        watchfiles = await asyncio.to_thread(importlib.import_module, "watchfiles")
         watch = watchfiles.awatch(
             self._path, watch_filter=self._is_of_interest, debounce=COALESCE_MS, step=_STEP_MS
         )
         async with aclosing(watch) as batches:
+            # The watch stands after the first step below: what came before it is found by this look.
+            asyncio.get_running_loop().call_soon(self._mark, (WHOLE,))
             async for batch in batches:
                 self._mark(scope for change, path in batch for scope in self._scopes(change, path))
 

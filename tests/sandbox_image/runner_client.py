@@ -183,11 +183,12 @@ async def running(
     preload: str = "",
     ignore: tuple[str, ...] = (),
 ) -> AsyncIterator[RunnerProcess]:
-    """A runner with an empty workspace; ended with everything of it."""
+    """A runner with an empty workspace; ended with everything of it.
+
+    `gateway` is the socket to the model, relative to the runner's directory.
+    """
     with tempfile.TemporaryDirectory(prefix="runner-") as name:
-        directory = Path(name).resolve()
-        (directory / "workspace").mkdir()
-        (directory / "home").mkdir()
+        directory = _prepared(name)
         with socket.socket(socket.AF_UNIX) as listener, (directory / "journal").open("w+b") as journal:
             listener.bind(str(directory / "runner.sock"))
             listener.listen()
@@ -212,10 +213,17 @@ async def running(
             await process.wait()
 
 
+def _prepared(name: str) -> Path:
+    directory = Path(name).resolve()
+    (directory / "workspace").mkdir()
+    (directory / "home").mkdir()
+    return directory
+
+
 def _environment(directory: Path, gateway: Path | None) -> dict[str, str]:
     environment = {
         "PATH": os.environ["PATH"],
         frames.WORKSPACE_ENV: str(directory / "workspace"),
         frames.HOME_ENV: str(directory / "home"),
     }
-    return environment | ({frames.GATEWAY_ENV: str(gateway)} if gateway else {})
+    return environment | ({frames.GATEWAY_ENV: str(directory / gateway)} if gateway else {})

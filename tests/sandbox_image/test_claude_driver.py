@@ -1,0 +1,230 @@
+"""The real agent binary behind the runner, against the scripted model; its only way out is a socket."""
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from agent_runtime.testing.scripted_model import ScriptedModel
+from tests.sandbox_image.runner_client import Frame, RunnerClient, RunnerProcess, running
+from tests.waiting import eventually
+
+
+@asynccontextmanager
+async def agent_world() -> AsyncIterator[tuple[RunnerProcess, ScriptedModel]]:
+    """A runner whose gateway is a socket that leads to a scripted model."""
+    async with ScriptedModel(pace=0.2) as model:
+        address = urlsplit(model.url)
+
+        async def relay(inward: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
+            outward, ask = await asyncio.open_connection(address.hostname, address.port)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(copy(inward, ask))
+                both.create_task(copy(outward, answer))
+
+        async with running(preload="claude", gateway=Path("gateway.sock")) as runner:
+            server = await asyncio.start_unix_server(relay, runner.directory / "gateway.sock")
+            async with server:
+                yield runner, model
+                for client in runner.clients:
+                    await client.closed()
+
+
+async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    try:
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+    except OSError:
+        pass
+    finally:
+        target.close()
+
+
+async def start(client: RunnerClient, **options: object) -> None:
+    await client.result("start", driver="claude", options={"gatewayToken": "session-token", **options})
+
+
+def new_uuid() -> str:
+    return str(uuid.uuid4())
+
+
+async def ask(client: RunnerClient, text: str) -> Frame:
+    """Send a message; return the result line that names it."""
+    message = new_uuid()
+    await client.result("message", uuid=message, content=text)
+    return await answer_to(client, message)
+
+
+async def answer_to(client: RunnerClient, message: str) -> Frame:
+    frame = await client.until(
+        lambda frame: (
+            frame["k"] == "agent"
+            and frame["line"]["type"] == "result"
+            and message in frame["line"].get("user_message_uuids", ())
+        )
+    )
+    line: Frame = frame["line"]
+    return line
+
+
+def line_types(client: RunnerClient) -> set[str]:
+    return {frame["line"]["type"] for frame in client.of_kind("agent")}
+
+
+def transcript_of(client: RunnerClient) -> dict[str, list[Frame]]:
+    transcript: dict[str, list[Frame]] = {}
+    for frame in client.of_kind("transcript"):
+        transcript.setdefault(frame["key"], []).extend(frame["entries"])
+    return transcript
+
+
+async def test_a_turn_gives_native_lines_a_transcript_and_the_files_it_made() -> None:
+    async with agent_world() as (runner, model):
+        client = await runner.attach()
+        await start(client, instructions="Answer in rhymes.")
+        result = await ask(client, "please [[script:bash]]")
+        assert result["subtype"] == "success"
+        await client.result("sync")
+        assert ("hello.txt", "created") in client.changes()
+        assert {"system", "stream_event", "assistant", "user", "result", "command_lifecycle"} <= line_types(
+            client
+        )
+        assert not {"control_request", "control_response", "transcript_mirror"} & line_types(client)
+        assert {"user", "assistant"} <= {entry["type"] for entry in transcript_of(client)["main"]}
+        asked = model.requests[0]
+        assert asked.headers["x-api-key"] == "session-token"
+        assert "Answer in rhymes." in str(asked.body["system"])
+
+
+async def test_a_conversation_goes_on_in_an_empty_sandbox_with_what_was_mirrored() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        first = await ask(client, "remember the heron [[script:text]]")
+        await client.result("close")
+        transcript = transcript_of(client)
+
+    async with agent_world() as (runner, model):
+        client = await runner.attach()
+        for key, entries in transcript.items():
+            await client.result("transcript", key=key, entries=entries)
+        await start(client, resume=first["session_id"])
+        again = await ask(client, "and now? [[script:text]]")
+        assert again["session_id"] == first["session_id"]
+        assert "heron" in str(model.requests[-1].body["messages"])
+        assert again["total_cost_usd"] > first["total_cost_usd"]
+
+
+async def test_the_connection_may_be_lost_in_mid_turn_and_the_turn_goes_on() -> None:
+    async with agent_world() as (runner, _):
+        first = await runner.attach()
+        await start(first)
+        message = new_uuid()
+        await first.result("message", uuid=message, content="[[script:slow n=60 delay=0.05]]")
+        await first.until(lambda frame: frame["k"] == "agent" and frame["line"]["type"] == "stream_event")
+        first.close()
+        second = await runner.attach(after=first.kept[-1]["o"])
+        assert (await second.result("message", uuid=message, content="once more"))["duplicate"]
+        assert (await answer_to(second, message))["subtype"] == "success"
+        offsets = [frame["o"] for frame in first.kept + second.kept]
+        assert offsets == list(range(1, len(offsets) + 1))
+
+
+async def test_an_interrupt_stops_the_turn_and_keeps_the_agent() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        message = new_uuid()
+        await client.result("message", uuid=message, content="[[script:slow n=1000 delay=0.5]]")
+        await client.until(lambda frame: frame["k"] == "agent" and frame["line"]["type"] == "stream_event")
+        await client.result("interrupt")
+        ended = await client.until(lambda frame: frame["k"] == "agent" and frame["line"]["type"] == "result")
+        assert ended["line"]["subtype"] == "error_during_execution"
+        assert (await ask(client, "[[script:text]]"))["subtype"] == "success"
+
+
+async def test_a_subagents_words_and_transcript_come_along() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        await ask(client, "[[script:subagent]]")
+        texts = [
+            block["text"]
+            for frame in client.of_kind("agent")
+            if frame["line"]["type"] == "assistant" and frame["line"]["parent_tool_use_id"]
+            for block in frame["line"]["message"]["content"]
+            if block["type"] == "text"
+        ]
+        assert any("I am the child" in text for text in texts)
+        await client.result("close")
+        assert any(key.startswith("subagents/agent-") for key in transcript_of(client))
+
+
+async def test_the_model_is_changed_while_it_runs_and_nonsense_is_refused() -> None:
+    async with agent_world() as (runner, model):
+        client = await runner.attach()
+        await start(client)
+        await client.result("options", options={"model": "claude-haiku-5-5"})
+        await ask(client, "[[script:text]]")
+        assert model.requests[-1].body["model"] == "claude-haiku-5-5"
+        assert await client.refusal("options", options={"tools": []}) == "invalid_options"
+
+
+async def test_settings_in_the_workspace_configure_nothing() -> None:
+    async with agent_world() as (runner, _):
+        folder = runner.workspace / ".claude"
+        folder.mkdir()
+        hook = '{"type": "command", "command": "touch hooked"}'
+        hooks = f'{{"hooks": {{"UserPromptSubmit": [{{"hooks": [{hook}]}}]}}}}'
+        (folder / "settings.json").write_text(hooks)
+        client = await runner.attach()
+        await start(client)
+        await ask(client, "[[script:text]]")
+        assert not (runner.workspace / "hooked").exists()
+
+
+async def test_a_resume_of_nothing_is_refused_with_the_agents_own_words() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        reply = await client.command(
+            "start", driver="claude", options={"resume": new_uuid(), "gatewayToken": "x"}
+        )
+        assert reply["error"]["code"] == "agent_failed"
+        assert "No conversation found" in reply["error"]["message"]
+        assert client.of_kind("exit")[0]["reason"] == "start_failed"
+        assert await client.refusal("start", driver="claude", options={"modle": "x"}) == "invalid_options"
+        await start(client)
+        assert (await ask(client, "[[script:text]]"))["subtype"] == "success"
+
+
+async def test_an_agent_that_is_killed_is_told_and_leaves_no_process_behind() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        pid = client.of_kind("started")[0]["info"]["pid"]
+        await client.result("message", uuid=new_uuid(), content="[[script:slow_bash s=60]]")
+        await eventually(lambda: descendants(runner.process.pid) > {pid}, within=10)
+        kill(pid)
+        end = await client.until_kind("exit")
+        assert (end["code"], end["reason"]) == (-9, "died")
+        assert descendants(runner.process.pid) == set()
+        await start(client)
+        assert (await ask(client, "[[script:text]]"))["subtype"] == "success"
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> set[int]:
+    """Pids of all children and theirs."""
+    found: set[int] = set()
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in listing.read_text().split():
+            found |= {int(child)} | descendants(int(child))
+    return found
