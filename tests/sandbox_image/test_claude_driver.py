@@ -217,6 +217,22 @@ async def test_an_agent_that_is_killed_is_told_and_leaves_no_process_behind() ->
         assert (await ask(client, "[[script:text]]"))["subtype"] == "success"
 
 
+async def test_a_signal_to_the_runner_ends_the_agent_and_all_that_it_started() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        agent = client.of_kind("started")[0]["info"]["pid"]
+        await client.result("message", uuid=new_uuid(), content="[[script:slow_bash s=60]]")
+        started = await eventually(lambda: descendants(runner.process.pid) - {agent}, within=10)
+        runner.process.send_signal(signal.SIGTERM)
+        assert await runner.process.wait() == 0
+        assert not alive(started | {agent})
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
