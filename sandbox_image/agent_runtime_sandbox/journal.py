@@ -66,9 +66,11 @@ class Journal:
             self._end += len(line)
 
     def read(self, after: int, limit: int) -> tuple[bytes, int]:
-        """Whole lines with an offset over `after`, about `limit` bytes, but at least one line.
+        """Whole lines with an offset over `after`, within `limit` bytes where the first one fits.
 
-        Returns them with the offset of the last one. Lines that are forgotten are passed over;
+        A first line over the limit is read whole, with at most as many bytes of others behind it.
+
+        Returns the bytes and the offset of the last line. Lines that are forgotten are passed over;
         where nothing is left, returns no bytes and the offset up to which there is nothing.
         """
         first = max(after, self._acked) + 1
