@@ -47,6 +47,7 @@ class Tasks:
         task = self._group.create_task(self._contained(work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began, nobody awaited it
         return task
 
     async def _live(self, opened: asyncio.Event) -> None:

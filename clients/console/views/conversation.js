@@ -46,7 +46,10 @@ export class ConversationView {
 
   make(block) {
     const View = VIEWS[block.type];
-    return View && new View(block, this.context);
+    if (!View) return null;
+    const view = new View(block, this.context);
+    view.element.dataset.block = block.id;
+    return view;
   }
 
   async loadOlder() {

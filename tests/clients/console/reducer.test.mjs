@@ -143,7 +143,7 @@ test("a long text is folded delta by delta without its cost growing with the ses
 
 function deepFreeze(value) {
   if (value instanceof Map) {
-    const refuse = { value: () => assert.fail("a map of an old state was written to") };
+    const refuse = { configurable: true, value: () => assert.fail("a map of an old state was written to") };
     Object.defineProperties(value, { set: refuse, delete: refuse });
   } else if (value && typeof value === "object") {
     Object.values(Object.freeze(value)).forEach(deepFreeze);
