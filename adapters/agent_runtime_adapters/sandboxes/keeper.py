@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from io import FileIO
@@ -79,60 +79,68 @@ class Keeper:
 
     async def create(self, spec: SandboxSpec) -> MachineSandbox:
         """Make a sandbox whose runner can be connected to. Raises `SandboxFault`; then nothing is left."""
+        if not spec.gateway_socket.is_socket():
+            raise SandboxFault("The model gateway's socket is missing.")
         sandbox_id = new_sandbox_id()
         try:
-            record = self._registry.make(
-                sandbox_id, self._manner.name, self._manner.isolation, spec, own_uid=self._manner.own_uid
-            )
-            await self._start(record, spec)
-            return MachineSandbox(self, self._registry.load(sandbox_id) or record)
-        except OSError as error:
-            await self.stop(sandbox_id)
-            raise _cannot_make(error) from error
+            with _translated():
+                record = self._registry.make(
+                    sandbox_id, self._manner.name, self._manner.isolation, spec, own_uid=self._manner.own_uid
+                )
+                await self._start(record, spec)
+                return MachineSandbox(self, self._registry.load(sandbox_id) or record)
         except BaseException:
-            await self.stop(sandbox_id)
+            await self._undo(sandbox_id)
             raise
 
     async def attach(self, ref: SandboxRef) -> MachineSandbox:
         """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`)."""
-        record = self._registry.load(ref.sandbox_id)
-        if record is None or not record.alive():
+        with _translated():
+            record = self._registry.load(ref.sandbox_id)
+            if record is not None and record.alive():
+                return MachineSandbox(self, record)
             if record is not None and not record.starting():
                 await self.stop(ref.sandbox_id)
             raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
-        return MachineSandbox(self, record)
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
         """The living ones of a runtime; the dead of all runtimes are cleared away on the way."""
-        await self._registry.tidy()
         living = []
-        for record in self._registry.all():
-            if record.provider != self._manner.name or record.starting():
-                continue
-            if not record.alive():
-                await self.stop(record.sandbox_id)
-            elif record.runtime_id == runtime_id:
-                living.append(record.ref)
+        with _translated():
+            await self._registry.tidy()
+            for record in self._registry.all():
+                if record.provider != self._manner.name or record.starting():
+                    continue
+                if not record.alive():
+                    await self.stop(record.sandbox_id)
+                elif record.runtime_id == runtime_id:
+                    living.append(record.ref)
         return tuple(living)
 
     async def connect(self, record: Record) -> channel.UnixChannel:
         """A stream to the runner. Raises `SandboxFault`."""
-        if not record.alive():
-            raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
-        return await channel.connect(self._registry.folder(record.sandbox_id))
+        with _translated():
+            if not record.alive():
+                raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+            return await channel.connect(self._registry.folder(record.sandbox_id))
 
     async def stop(self, sandbox_id: str) -> None:
         """End a sandbox and remove its folder. Idempotent. Raises `SandboxFault` if it does not end."""
-        # The record on disk knows more than the one that creation began with.
-        record = self._registry.load(sandbox_id)
-        if record is not None:
-            try:
+        with _translated():
+            # The record on disk knows more than the one that creation began with.
+            record = self._registry.load(sandbox_id)
+            if record is not None:
                 async with asyncio.timeout(END_WITHIN_S):
                     await self._manner.end(record)
-            except TimeoutError as error:
-                raise SandboxFault("The sandbox's processes do not end.") from error
-        await self._registry.remove(sandbox_id)
+            await self._registry.remove(sandbox_id)
         _log.debug("sandbox_ended", sandbox_id=sandbox_id)
+
+    async def _undo(self, sandbox_id: str) -> None:
+        """After a creation that failed. What cannot be undone now is cleared away by the next `list`."""
+        try:
+            await self.stop(sandbox_id)
+        except SandboxFault as fault:
+            _log.warning("sandbox_not_undone", sandbox_id=sandbox_id, detail=fault.detail)
 
     async def _start(self, record: Record, spec: SandboxSpec) -> None:
         folder = self._registry.folder(record.sandbox_id)
@@ -173,14 +181,21 @@ class MachineSandbox:
 
     async def alive(self) -> bool:
         """Whether its processes run."""
-        return self._record.alive()
+        with _translated():
+            return self._record.alive()
 
     async def stop(self) -> None:
         """End it with all its processes and remove its files. Idempotent."""
         await self._keeper.stop(self._record.sandbox_id)
 
 
-def _cannot_make(error: OSError) -> SandboxFault:
-    """The kind of failure without its path."""
-    kind = errno.errorcode.get(error.errno or 0, "unknown error")
-    return SandboxFault(f"The sandbox could not be made on this machine ({kind}).")
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What the machine refuses, as a fault that names the kind of refusal and no path."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise SandboxFault("The sandbox's processes do not end.") from error
+    except OSError as error:
+        kind = errno.errorcode.get(error.errno or 0, "unknown error")
+        raise SandboxFault(f"This machine refused what a sandbox needs ({kind}).") from error

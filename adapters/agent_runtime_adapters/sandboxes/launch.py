@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 NO_MOUNT_NAMESPACE = 10
 NO_STAGE = 11
 NO_IDENTITY = 12
-NO_PROGRAM = 13
 
 CLONE_NEWNS = 0x00020000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
@@ -119,7 +118,8 @@ def run(argv: list[str], env: dict[str, str]) -> NoReturn:
     try:
         os.execve(argv[0], argv, env)  # noqa: S606 - no shell is the point
     except OSError:
-        give_up(NO_PROGRAM)
+        os.write(2, b"launch: the program cannot be run\n")
+        os._exit(1)
 
 
 def give_up(code: int) -> NoReturn:

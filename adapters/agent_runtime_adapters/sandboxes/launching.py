@@ -51,6 +51,8 @@ STAGE: Final = "/tmp"  # noqa: S108 - covered by a tmpfs in a mount namespace of
 """Where a root runtime's launcher gathers the sources of mounts; source n is at `STAGE/n`."""
 
 START_WITHIN_S: Final = 20.0
+INFO_WITHIN_S: Final = 2.0
+"""bubblewrap takes milliseconds to tell; one that hangs has no first process yet."""
 COMPLAINT_BYTES: Final = 2048
 
 _SENTENCES: Final = {
@@ -144,7 +146,7 @@ async def _note_inner(info: int, keeper: ProcessMark, note: Note) -> None:
         told = await read_to_end(info)
     except asyncio.CancelledError:
         with suppress(TimeoutError):
-            async with asyncio.timeout(START_WITHIN_S):
+            async with asyncio.timeout(INFO_WITHIN_S):
                 _note_told(await read_to_end(info), keeper, note)
         raise
     _note_told(told, keeper, note)

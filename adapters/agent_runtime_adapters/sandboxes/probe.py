@@ -36,6 +36,10 @@ _PROC: Final = "The container hides parts of /proc: start it with `--security-op
 _TOO_OLD: Final = "bubblewrap is too old: 0.8.0 or later is needed."
 _READS: Final = (
     ("nknown option", _TOO_OLD),
+    (
+        "launch: ",
+        "bubblewrap lies where a sandbox's own user cannot run it; install it for the whole system.",
+    ),
     ("mount proc", _PROC),
     ("namespace", _NAMESPACES),
     ("uid map", _NAMESPACES),

@@ -21,7 +21,7 @@ PROC = Path("/proc")
 
 
 class ProcessMark(Frozen):
-    """One process, for as long as this start of the machine lasts."""
+    """One process, for as long as this start of the machine lasts. All methods may raise `OSError`."""
 
     pid: int
     started: int
@@ -63,7 +63,7 @@ class ProcessMark(Frozen):
         """A pidfd. The check comes after the opening: from then on the pid cannot change hands."""
         try:
             handle = os.pidfd_open(self.pid)
-        except (ProcessLookupError, OSError):
+        except ProcessLookupError:
             return None
         if self.running():
             return handle
@@ -111,7 +111,7 @@ def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/<pid>/stat after the name (which may hold blanks and brackets)."""
     try:
         text = (PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):  # any other error says nothing of the process
         return None
     return text.rpartition(")")[2].split()
 

@@ -132,10 +132,10 @@ class Registry:
         draft.replace(folder / "record.json")
 
     def load(self, sandbox_id: str) -> Record | None:
-        """One record, or None where there is none that can be read."""
+        """One record, or None where there is none, or nothing that is one. Raises `OSError`."""
         try:
             return Record.model_validate_json((self.folder(sandbox_id) / "record.json").read_bytes())
-        except (OSError, ValidationError):
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
             return None
 
     def all(self) -> tuple[Record, ...]:
@@ -147,9 +147,10 @@ class Registry:
         """Remove a sandbox's folder, whatever was put into it. Idempotent."""
         folder = self.folder(sandbox_id)
         doomed = self._root / f"{_REMOVED}{sandbox_id}"
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             folder.rename(doomed)
-        await _delete(doomed)
+        if doomed.exists():
+            await _delete(doomed)
 
     async def tidy(self) -> None:
         """Finish removals that a crash has interrupted."""
@@ -187,10 +188,25 @@ class Registry:
 
 async def _delete(folder: Path) -> None:
     """`rm`, because an agent can nest folders deeper than Python's own removal can follow."""
+    if _delete_unused(folder):
+        return
     await _run("rm", "-rf", "--", folder)
     if _exists(folder):  # not root, and the agent took the permissions of its folders away
         await _run("chmod", "-R", "u+rwX", "--", folder)
         await _run("rm", "-rf", "--", folder)
+
+
+def _delete_unused(folder: Path) -> bool:
+    """Remove a folder that no agent has worked in. Takes no descriptor and no process: there may be none."""
+    try:
+        for name in ("workspace", "home"):
+            (folder / name).rmdir()
+        for name in ("record.json", "record.new", "journal", "control.sock", "runner.log"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _exists(folder: Path) -> bool:

@@ -1,0 +1,112 @@
+"""What the tests of this folder see of the machine from outside, and a way to run code inside."""
+
+import asyncio
+import functools
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_runtime.ports import Sandbox
+from agent_runtime.testing.sandbox_contract import gateway
+from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+
+OBEDIENT = """
+import json, os, socket, subprocess, sys
+from agent_runtime_sandbox import process
+process.harden()
+listener = socket.socket(fileno=3)
+while True:
+    connection, _ = listener.accept()
+    with connection, connection.makefile("rwb") as stream:
+        for line in stream:
+            done = subprocess.run([sys.executable, "-c", json.loads(line)], capture_output=True, text=True)
+            stream.write(json.dumps([done.stdout, done.stderr]).encode() + b"\\n")
+            stream.flush()
+"""
+"""A runner that protects itself as the real one does, and runs what it is told as an agent would."""
+
+
+@functools.cache
+def why_there_are_no_local_sandboxes() -> str | None:
+    """The reason that a probe gives, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(LocalSandboxes(Path(folder)).probe())
+    return None if found.available else " ".join(found.reasons)
+
+
+needs_local_sandboxes = pytest.mark.skipif(
+    why_there_are_no_local_sandboxes() is not None, reason=str(why_there_are_no_local_sandboxes())
+)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+@contextmanager
+def place() -> Iterator[Path]:
+    """A folder for sandboxes; in the end no process may have to do with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "sandboxes"
+        yield root
+        assert processes_of(root) == []
+
+
+def processes_of(root: Path) -> list[int]:
+    """All processes that have to do with a folder: by a mount, or by their environment."""
+    sign = str(root).encode()
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [
+        pid
+        for pid in pids
+        if pid != os.getpid() and any(sign in _read(pid, name) for name in ("mountinfo", "environ"))
+    ]
+
+
+@dataclass
+class Inside:
+    """Runs Python in a sandbox. What the code prints as JSON is returned."""
+
+    sandbox: Sandbox
+    root: Path
+
+    async def run(self, code: str, **values: Any) -> Any:
+        given = "import ctypes, errno, json, os, socket, subprocess, sys\n" + "".join(
+            f"{name} = {value!r}\n" for name, value in values.items()
+        )
+        channel = await self.sandbox.connect()
+        try:
+            await channel.send(json.dumps(given + code).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                piece = await channel.receive()
+                if not piece:
+                    raise ConnectionResetError("the runner is gone")
+                answer += piece
+        finally:
+            await channel.close()
+        printed, complaints = json.loads(answer)
+        assert complaints == "", complaints
+        return json.loads(printed)
+
+
+@asynccontextmanager
+async def inside(root: Path) -> AsyncIterator[Inside]:
+    provider = LocalSandboxes(root, runner=("-c", OBEDIENT))
+    with gateway() as spec:
+        sandbox = await provider.create(spec)
+        try:
+            yield Inside(sandbox, root)
+        finally:
+            await sandbox.stop()
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
