@@ -36,7 +36,7 @@ def build_app(manager: SessionManager, config: RuntimeConfig, *, prefix: str = "
     # Bodies are bounded where they are read; this one bound is for those that aiohttp reads itself.
     app = web.Application(middlewares=[guard(transport)], client_max_size=_packet_bound(config))
     app[TRANSPORT] = transport
-    app.on_response_prepare.append(add_headers)
+    app.on_response_prepare.append(add_headers(transport))
     for route in ROUTES:
         _add(app, transport, route.method, route.path, route.perform, is_public=route.is_public)
     for name, path in pages.console_files().items():

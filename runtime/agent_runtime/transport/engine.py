@@ -59,15 +59,20 @@ class StrictPacket(sio_packet.Packet):  # type: ignore[misc]
     uses_binary_events = False
     json = FastJson
 
+    def __init__(self, *arguments: Any, encoded_packet: Any = None, **named: Any) -> None:
+        super().__init__(*arguments, encoded_packet=encoded_packet, **named)
+        if encoded_packet is not None and not encoded_packet:
+            self.data = [MALFORMED]  # the library takes an empty one for none
+
     def decode(self, encoded_packet: Any) -> int:
         """Read a packet of a client; there are never attachments."""
         try:
             super().decode(encoded_packet)
         except (ValueError, TypeError, RecursionError, InvalidRequest):
-            self.packet_type, self.namespace, self.id, self.data = sio_packet.EVENT, None, None, [MALFORMED]
+            self.data = [MALFORMED]  # an id that was read stays: its sender is waiting for an answer
         if self.packet_type not in (sio_packet.CONNECT, sio_packet.DISCONNECT, sio_packet.EVENT):
             # We ask for no acks and take no binary: neither has a reader here.
-            self.packet_type, self.data = sio_packet.EVENT, [MALFORMED]
+            self.packet_type, self.id, self.data = sio_packet.EVENT, None, [MALFORMED]
         if self.packet_type == sio_packet.EVENT and not self._is_event():
             self.data = [MALFORMED]
         return 0
@@ -250,6 +255,16 @@ def _is_frame(text: str) -> bool:
     return text[:1] in _DIGITS and len(text) <= _CONTROL_CHARS
 
 
+def _check_polled(body: bytes) -> None:
+    """Raise `InvalidRequest` for a body of long polling that is not frames all through."""
+    try:
+        frames = body.decode().split("\x1e")
+    except UnicodeDecodeError:
+        frames = []
+    if not 0 < len(frames) <= _POLLED_FRAMES or not all(map(_is_frame, frames)):
+        raise InvalidRequest("The body is not Engine.IO packets.", code="malformed_request")
+
+
 async def _whole_request(request: web.Request) -> dict[str, Any]:
     """The request as the library wants it, its body read whole and within the bound that it states.
 
@@ -258,6 +273,7 @@ async def _whole_request(request: web.Request) -> dict[str, Any]:
     environ: dict[str, Any] = translate_request(request)
     if request.method == "POST":
         body = await request.read()
+        _check_polled(body)
         environ["wsgi.input"] = _Body(body)
         environ["CONTENT_LENGTH"] = str(len(body))
     return environ

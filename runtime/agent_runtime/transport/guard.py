@@ -58,8 +58,6 @@ def guard(transport: Transport) -> Middleware:
         began = time.monotonic()
         request_id = secrets.token_hex(8)
         origin = _allowed_origin(transport, request)
-        if origin is not None:
-            request[_ORIGIN] = origin
         if origin is not None and _is_preflight(request):
             return web.Response(status=204, headers=_preflight_headers(origin))
         response = await _answer(transport, request, handler, request_id)
@@ -69,14 +67,20 @@ def guard(transport: Transport) -> Middleware:
     return middleware
 
 
-async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Headers of every answer; a signal, because a stream's headers are gone before it returns."""
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    origin = request.get(_ORIGIN)
-    if origin is not None:
-        response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
-        response.headers.add("Vary", "Origin")
+def add_headers(
+    transport: Transport,
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """What puts headers on every answer; a signal, because a stream's are gone before it returns."""
+
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        origin = _allowed_origin(transport, request)
+        if origin is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
+            response.headers.add("Vary", "Origin")
+
+    return prepare
 
 
 def problem_response(fault: RuntimeFault, *, headers: dict[str, str] | None = None) -> web.Response:
@@ -168,6 +172,3 @@ def _preflight_headers(origin: str) -> dict[str, str]:
         "Access-Control-Max-Age": "600",
         "Vary": "Origin",
     }
-
-
-_ORIGIN: Final = "agent_runtime.origin"

@@ -58,7 +58,7 @@ class ScriptedAgent:
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := options.keys() - OPTIONS:
-            raise InvalidRequest(f"sessionOptions: unknown option {sorted(unknown)[0][:50]}.")
+            raise InvalidRequest(f"sessionOptions: unknown option {min(unknown)[:50]}.")
         return dict(options)
 
     def start(self, profile: AgentProfile, options: Mapping[str, Any], **_: Any) -> AgentStart:
@@ -144,18 +144,19 @@ class ScriptedSandboxes:
     """Makes scripted runners; by default the agent answers every message with `Hello!` and rests."""
 
     runners: list[ScriptedRunner] = field(default_factory=list)
-    on_message: Callable[[ScriptedRunner, str], None] = field(
-        default=lambda runner, turn: greet(runner, turn)
-    )
+    on_message: Callable[[ScriptedRunner, str], None] = field(default_factory=lambda: greet)
     name: str = "scripted"
 
     async def probe(self) -> Capabilities:
         return Capabilities("scripted", True, "none", ("it is a script",))
 
     async def create(self, spec: SandboxSpec) -> ScriptedRunner:
-        runner = ScriptedRunner(f"sandbox-{len(self.runners)}", lambda r, turn: self.on_message(r, turn))
+        runner = ScriptedRunner(f"sandbox-{len(self.runners)}", self._answer)
         self.runners.append(runner)
         return runner
+
+    def _answer(self, runner: ScriptedRunner, turn_id: str) -> None:
+        self.on_message(runner, turn_id)
 
     async def attach(self, ref: SandboxRef) -> ScriptedRunner:
         raise NotImplementedError
