@@ -97,9 +97,10 @@ class Keeper:
         """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`)."""
         with _translated():
             record = self._registry.load(ref.sandbox_id)
-            if record is not None and record.alive():
+            ours = record is not None and record.provider == self._manner.name
+            if record is not None and ours and record.alive():
                 return MachineSandbox(self, record)
-            if record is not None and not record.starting():
+            if record is not None and ours and not record.starting():
                 await self.stop(ref.sandbox_id)
             raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
 

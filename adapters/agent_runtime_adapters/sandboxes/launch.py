@@ -37,7 +37,7 @@ def main() -> NoReturn:
     if plan["uid"] is not None:
         become(plan["uid"])
     for name, bound in plan["limits"].items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (bound, bound))
+        limit(getattr(resource, f"RLIMIT_{name}"), bound)
     hand_over(plan["report_fd"], plan["go_fd"])
     os.chdir(plan["cwd"])
     place(plan["places"])
@@ -83,6 +83,13 @@ def become(uid: int) -> None:
         give_up(NO_IDENTITY)
 
 
+def limit(kind: int, bound: int) -> None:
+    """Bound a resource; a bound that is tighter already stays."""
+    hard = resource.getrlimit(kind)[1]
+    value = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(kind, (value, value))
+
+
 def hand_over(report: int, go: int) -> None:
     """Fork; the parent reports the child's pid and ends. The child returns when init has it.
 
@@ -94,23 +101,25 @@ def hand_over(report: int, go: int) -> None:
     if child:
         os.write(report, b"%d\n" % child)
         os._exit(0)
+    os.close(report)
     if os.read(go, 1) != b"g":
         os._exit(1)
+    os.close(go)
     while os.getppid() == starter:
         time.sleep(0.0005)
     os.setsid()
 
 
 def place(places: dict[str, int]) -> None:
-    """Move descriptors to the numbers that the program expects; close all others."""
+    """Move descriptors to the numbers that the program expects, and leave no other copy of them."""
     lifted = {
-        int(place): fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, ABOVE_ALL_PLACES)
-        for place, descriptor in places.items()
+        int(number): fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, ABOVE_ALL_PLACES)
+        for number, descriptor in places.items()
     }
-    os.closerange(3, ABOVE_ALL_PLACES)
+    for descriptor in places.values():
+        os.close(descriptor)
     for number, descriptor in lifted.items():
         os.dup2(descriptor, number, inheritable=True)
-    os.closerange(ABOVE_ALL_PLACES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def run(argv: list[str], env: dict[str, str]) -> NoReturn:

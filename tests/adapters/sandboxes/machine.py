@@ -94,6 +94,13 @@ class Inside:
         return json.loads(printed)
 
 
+async def death_of(sandbox: Sandbox) -> None:
+    """Wait until it is seen to be dead: a connection may end a moment before the process does."""
+    async with asyncio.timeout(5):
+        while await sandbox.alive():
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def inside(root: Path) -> AsyncIterator[Inside]:
     provider = LocalSandboxes(root, runner=("-c", OBEDIENT))

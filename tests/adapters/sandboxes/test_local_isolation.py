@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime_adapters.sandboxes import seccomp
+from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from tests.adapters.sandboxes.machine import inside, needs_local_sandboxes, needs_root, place
 
 pytestmark = needs_local_sandboxes
@@ -231,6 +233,21 @@ print(json.dumps([
                 ptrace={"x86_64": 101, "aarch64": 117}[platform.machine()],
             )
             assert set(answers) <= {"EACCES", "EPERM"}
+
+
+async def test_the_runner_is_given_its_two_descriptors_and_no_other() -> None:
+    confess = """
+import os, socket
+held = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
+connection, _ = socket.socket(fileno=3).accept()
+connection.sendall(repr(held).encode())
+"""
+    with place() as root, gateway() as spec:
+        sandbox = await LocalSandboxes(root, runner=("-c", confess)).create(spec)
+        channel = await sandbox.connect()
+        assert await channel.receive() == b"[0, 1, 2, 3, 4]"
+        await channel.close()
+        await sandbox.stop()
 
 
 async def test_its_control_socket_and_journal_have_no_name_inside() -> None:
