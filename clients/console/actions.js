@@ -24,6 +24,11 @@ export class SessionActions {
     return message;
   }
 
+  /** A message of which it is not known whether it arrived; sending its text again uses its id. */
+  keepUnanswered({ content, messageId }) {
+    this.unanswered = { content, messageId };
+  }
+
   async interrupt() {
     await this.command("session:interrupt", {});
   }

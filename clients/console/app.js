@@ -26,7 +26,12 @@ class Console {
   start() {
     this.list = new SessionsView({ loadMore: (cursor) => this.loadMore(cursor) });
     this.place = el("div", { class: "place" });
-    this.curtain = el("button", { class: "curtain", type: "button", "aria-label": "Close the list of sessions", on: { click: () => this.showMenu(false) } });
+    this.curtain = el("button", {
+      class: "curtain",
+      type: "button",
+      "aria-label": "Close the list of sessions",
+      on: { click: () => this.showMenu(false) },
+    });
     this.frame = el("div", { class: "frame" }, this.list.element, this.curtain, this.place);
     this.root.replaceChildren(this.frame);
     this.connection = new Connection({
@@ -73,7 +78,10 @@ class Console {
 
   async loadMore(cursor) {
     const page = await this.api.sessions(cursor);
-    this.sessions = new Map([...this.sessions, ...page.sessions.map((session) => [session.sessionId, session])]);
+    this.sessions = new Map([
+      ...this.sessions,
+      ...page.sessions.map((session) => [session.sessionId, session]),
+    ]);
     this.cursor = page.nextCursor ?? null;
     this.showSessions();
   }
@@ -136,7 +144,10 @@ class Console {
   async createSession({ profileId, name, message }) {
     const hasMessage = message.trim() !== "";
     const title = name || (hasMessage ? titleOf(message) : "");
-    const session = await this.api.createSession({ agentProfileRef: profileId, ...(title && { name: title }) });
+    const session = await this.api.createSession({
+      agentProfileRef: profileId,
+      ...(title && { name: title }),
+    });
     if (hasMessage) {
       const said = { sessionId: session.sessionId, content: message, messageId: newId() };
       const answer = await this.connection.request("session:send", said);

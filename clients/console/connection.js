@@ -21,7 +21,12 @@ export class Connection {
     this.onSessions = onSessions;
     this.feed = null;
     const path = new URL("socket.io", location.href).pathname;
-    this.socket = io({ path, auth: token ? { token } : {}, reconnectionDelay: 300, reconnectionDelayMax: 5000 });
+    this.socket = io({
+      path,
+      auth: token ? { token } : {},
+      reconnectionDelay: 300,
+      reconnectionDelayMax: 5000,
+    });
     this.onStatus({ phase: "connecting" });
     this.socket.on("connect", () => this.connected());
     this.socket.on("disconnect", (reason) => this.disconnected(reason));

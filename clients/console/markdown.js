@@ -74,7 +74,11 @@ const BLOCKS = {
     node("div", { class: "table" }, [
       node("table", {}, [
         node("thead", {}, [row("th", token.header, depth)]),
-        node("tbody", {}, token.rows.map((cells) => row("td", cells, depth))),
+        node(
+          "tbody",
+          {},
+          token.rows.map((cells) => row("td", cells, depth)),
+        ),
       ]),
     ]),
   text: (token, depth) =>
@@ -88,7 +92,11 @@ function listItem(item, depth) {
 }
 
 function row(tag, cells, depth) {
-  return node("tr", {}, cells.map((cell) => node(tag, {}, inlines(cell.tokens, depth))));
+  return node(
+    "tr",
+    {},
+    cells.map((cell) => node(tag, {}, inlines(cell.tokens, depth))),
+  );
 }
 
 function inlines(tokens, depth) {
@@ -101,7 +109,8 @@ function inline(token, depth) {
 }
 
 const INLINES = {
-  text: (token, depth) => (token.tokens ? node("span", {}, inlines(token.tokens, depth)) : decode(token.text)),
+  text: (token, depth) =>
+    token.tokens ? node("span", {}, inlines(token.tokens, depth)) : decode(token.text),
   escape: (token) => token.text,
   html: (token) => token.raw,
   codespan: (token) => node("code", {}, [token.text]),

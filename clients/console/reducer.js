@@ -93,7 +93,9 @@ function fromSnapshot(snapshot) {
 /** Subagents that still work although their own block is older than the page. */
 function unseenAtWork(subagents, blocks) {
   const shown = new Set(blocks.map((block) => block.id));
-  return subagents.filter(({ id, status }) => !shown.has(id) && (status === "pending" || status === "running"));
+  return subagents.filter(
+    ({ id, status }) => !shown.has(id) && (status === "pending" || status === "running"),
+  );
 }
 
 /** A replay may leave out sequence numbers (merged deltas); its `position` says where it ends. */

@@ -1,5 +1,5 @@
-// The REST calls of the console, relative to the page, which a host may mount anywhere. Every failure becomes a `Problem`: the server's own problem object,
-// or one made here when there was no answer at all.
+// The REST calls of the console, relative to the page, which a host may mount anywhere. Every failure
+// becomes a `Problem`: the server's own problem object, or one made here when there was no answer at all.
 
 /** An error to show: `detail` is a sentence for a person, `code` is stable. */
 export class Problem extends Error {

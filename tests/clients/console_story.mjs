@@ -11,14 +11,26 @@ const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
 const QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"];
 const TURN_MS = 40_000;
 
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: [...FLAGS, ...QUIET] });
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  args: [...FLAGS, ...QUIET],
+});
 const context = await browser.newContext({ viewport: { width: 1280, height: 800 } });
 const page = await context.newPage();
 page.setDefaultTimeout(15_000);
 const wrong = [];
 page.on("pageerror", (error) => wrong.push(`an error in the page: ${error.message}`));
-page.on("console", (message) => /Content Security Policy/i.test(message.text()) && wrong.push(message.text()));
-page.on("request", (request) => request.url().startsWith(base) || request.url().startsWith("blob:") || wrong.push(`asked elsewhere: ${request.url()}`));
+page.on(
+  "console",
+  (message) => /Content Security Policy/i.test(message.text()) && wrong.push(message.text()),
+);
+page.on(
+  "request",
+  (request) =>
+    request.url().startsWith(base) ||
+    request.url().startsWith("blob:") ||
+    wrong.push(`asked elsewhere: ${request.url()}`),
+);
 
 const steps = () => [
   ...[signIn, createSession, watchTurn, reloadInMidTurn, nothingMissingNothingDoubled],
@@ -110,7 +122,9 @@ async function reloadInMidText() {
 }
 
 async function hostileText() {
-  await say(`<img src=x onerror="document.title='broken in'"> <script>document.title='broken in'</script> [[script:hello]]`);
+  await say(
+    `<img src=x onerror="document.title='broken in'"> <script>document.title='broken in'</script> [[script:hello]]`,
+  );
   await page.waitForSelector(".assistant-text:has-text('You wrote: “<img src=x onerror')");
   await rests();
   assert.equal(await page.locator(".conversation img, .conversation script").count(), 0);
@@ -163,7 +177,8 @@ async function rests() {
 
 /** Everything that a page shows of the conversation, with all subagents unfolded. */
 async function seen(where) {
-  for (const fold of await where.locator(".subagent > .fold-head > .fold[aria-expanded=false]").all()) await fold.click();
+  for (const fold of await where.locator(".subagent > .fold-head > .fold[aria-expanded=false]").all())
+    await fold.click();
   await where.waitForFunction(() => !document.querySelector(".older:disabled"));
   return where.evaluate(() => ({
     blocks: [...document.querySelectorAll("[data-block]")].map((element) => element.dataset.block),
@@ -174,10 +189,13 @@ async function seen(where) {
 
 /** What has a view of its own, in the order of the page: a subagent's blocks stand inside of it. */
 async function expectedBlocks(session) {
-  const answer = await fetch(`${base}/api/sessions/${session}`, { headers: { Authorization: `Bearer ${token}` } });
+  const answer = await fetch(`${base}/api/sessions/${session}`, {
+    headers: { Authorization: `Bearer ${token}` },
+  });
   const { blocks } = await answer.json();
   const started = new Set(blocks.filter(({ type }) => type === "subagent").map(({ toolUseId }) => toolUseId));
-  const isShown = ({ type, toolUseId }) => type !== "tool_result" && !(type === "tool_use" && started.has(toolUseId));
+  const isShown = ({ type, toolUseId }) =>
+    type !== "tool_result" && !(type === "tool_use" && started.has(toolUseId));
   const inside = (conversation) =>
     blocks
       .filter((block) => block.conversationId === conversation && isShown(block))

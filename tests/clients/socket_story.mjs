@@ -31,7 +31,10 @@ class Viewer {
     this.socket.connect();
     await within(ACK_MS, connected, "a connection");
     const position = this.state ? positionOf(this.state) : undefined;
-    const answer = await this.ask("session:join", { sessionId: this.sessionId, ...(position && { position }) });
+    const answer = await this.ask("session:join", {
+      sessionId: this.sessionId,
+      ...(position && { position }),
+    });
     assert.equal(answer.ok, true, JSON.stringify(answer));
     this.state = reduce(this.state, answer);
     this.isJoined = true;
@@ -77,7 +80,14 @@ await aHugeMessageIsATypedError();
 await aTurnIsInterrupted();
 await whoLeavesHearsNothing();
 for (const viewer of [stayed, left, late]) viewer.socket.disconnect();
-console.log(JSON.stringify({ events: stayed.heard.length, blocks: stayed.state.blocks.size, replayed: comeback, turnId }));
+console.log(
+  JSON.stringify({
+    events: stayed.heard.length,
+    blocks: stayed.state.blocks.size,
+    replayed: comeback,
+    turnId,
+  }),
+);
 process.exit(0);
 
 async function aWrongTokenIsRefused() {
@@ -104,7 +114,10 @@ async function create() {
 }
 
 async function aMessageStartsOneTurnHoweverOftenItIsSent() {
-  const [one, two] = await Promise.all([stayed.send("[[script:demo]]", "m-1"), left.send("[[script:demo]]", "m-1")]);
+  const [one, two] = await Promise.all([
+    stayed.send("[[script:demo]]", "m-1"),
+    left.send("[[script:demo]]", "m-1"),
+  ]);
   const again = await stayed.send("[[script:demo]]", "m-1");
   assert.deepEqual([one.ok, two.ok, again.ok], [true, true, true]);
   assert.equal(new Set([one.turnId, two.turnId, again.turnId]).size, 1);
@@ -118,7 +131,11 @@ async function leaveInTheMiddleOfATextAndComeBack() {
   await happens(left, ({ type }) => type === "text_delta" && ++deltas === 5, "text streams in");
   const before = left.state.seq;
   left.socket.disconnect();
-  await happens(stayed, ({ type, block }) => type === "block_complete" && block.type === "tool_result", "a tool answers");
+  await happens(
+    stayed,
+    ({ type, block }) => type === "block_complete" && block.type === "tool_result",
+    "a tool answers",
+  );
   const answer = await left.connect();
   assert.equal(answer.resume, "replay");
   assert.ok(answer.events.length > 0);
@@ -126,31 +143,76 @@ async function leaveInTheMiddleOfATextAndComeBack() {
 }
 
 async function rest(turn) {
-  await settled(stayed, (state) => state.turn?.turnId === turn && state.turn.status === "completed" && state.session.runtime.phase === "ready");
+  await settled(
+    stayed,
+    (state) =>
+      state.turn?.turnId === turn &&
+      state.turn.status === "completed" &&
+      state.session.runtime.phase === "ready",
+  );
   for (const viewer of [left, late]) await settled(viewer, (state) => state.seq === stayed.state.seq);
 }
 
 function theSameWasSeenByAll() {
   assert.deepEqual(left.state, stayed.state);
-  for (const part of ["blocks", "conversations", "results", "subagents", "files", "queue", "totals", "turn", "drafts"]) {
+  for (const part of [
+    "blocks",
+    "conversations",
+    "results",
+    "subagents",
+    "files",
+    "queue",
+    "totals",
+    "turn",
+    "drafts",
+  ]) {
     assert.deepEqual(late.state[part], stayed.state[part], part);
   }
   const kinds = new Set([...stayed.state.blocks.values()].map(({ type }) => type));
-  for (const kind of ["user_message", "thinking", "assistant_text", "tool_use", "tool_result", "subagent"]) assert.ok(kinds.has(kind), `no ${kind}`);
+  for (const kind of ["user_message", "thinking", "assistant_text", "tool_use", "tool_result", "subagent"])
+    assert.ok(kinds.has(kind), `no ${kind}`);
   assert.ok([...stayed.state.blocks.values()].every(({ state }) => state === "complete"));
 }
 
 async function theSequenceHasNoHoles() {
   const numbers = stayed.heard.map(({ seq }) => seq);
-  assert.deepEqual(numbers, numbers.map((_, at) => numbers[0] + at));
-  assert.deepEqual([stayed.early, left.early, late.early], [0, 0, 0], "an event came before the ack of its join");
+  assert.deepEqual(
+    numbers,
+    numbers.map((_, at) => numbers[0] + at),
+  );
+  assert.deepEqual(
+    [stayed.early, left.early, late.early],
+    [0, 0, 0],
+    "an event came before the ack of its join",
+  );
   assert.equal(stayed.heard.filter(({ type }) => type === "turn_end").length, 1);
 }
 
 async function nonsenseHarmsNobody() {
   const { socket } = late;
-  const strange = [undefined, null, 7, "", "x", [], {}, { sessionId: 7 }, { sessionId: "nobody" }, { sessionId, position: 7 }, { sessionId, content: {} }];
-  const commands = ["session:join", "session:leave", "session:send", "session:interrupt", "sessions:watch", "sessions:unwatch", "session:unheard-of", "disconnect-me"];
+  const strange = [
+    undefined,
+    null,
+    7,
+    "",
+    "x",
+    [],
+    {},
+    { sessionId: 7 },
+    { sessionId: "nobody" },
+    { sessionId, position: 7 },
+    { sessionId, content: {} },
+  ];
+  const commands = [
+    "session:join",
+    "session:leave",
+    "session:send",
+    "session:interrupt",
+    "sessions:watch",
+    "sessions:unwatch",
+    "session:unheard-of",
+    "disconnect-me",
+  ];
   for (const command of commands) for (const payload of strange) socket.emit(command, payload); // no ack
   for (const command of ["session:send", "session:interrupt", "session:unheard-of"]) {
     for (const payload of strange) {
@@ -201,6 +263,8 @@ async function settled(viewer, isSettled) {
 }
 
 function within(ms, promise, what) {
-  const late = new Promise((_, reject) => setTimeout(() => reject(new Error(`${what}: not within ${ms} ms`)), ms).unref());
+  const late = new Promise((_, reject) =>
+    setTimeout(() => reject(new Error(`${what}: not within ${ms} ms`)), ms).unref(),
+  );
   return Promise.race([promise, late]);
 }

@@ -24,11 +24,15 @@ class BlockView {
 export class UserMessageView extends BlockView {
   constructor(block, context) {
     super(block, context);
-    this.element = el("article", { class: "user-message", "aria-label": "You" });
+    this.element = el("article", {
+      class: "user-message",
+      "aria-label": block.conversationId === "main" ? "You" : "Task",
+    });
   }
 
   render(block) {
-    const images = typeof block.content === "string" ? [] : block.content.filter((part) => part.type === "image");
+    const images =
+      typeof block.content === "string" ? [] : block.content.filter((part) => part.type === "image");
     this.element.replaceChildren(
       el("p", { text: contentText(block.content) }),
       ...images.map((part) => imagePart(part, "Picture that you sent")),
@@ -63,7 +67,12 @@ export class AssistantTextView extends BlockView {
 
 function decorated(node) {
   if (node.nodeName !== "PRE" || !node.dataset.language) return node;
-  const bar = el("div", { class: "code-bar" }, el("span", { text: node.dataset.language }), copyButton(() => node.textContent));
+  const bar = el(
+    "div",
+    { class: "code-bar" },
+    el("span", { text: node.dataset.language }),
+    copyButton(() => node.textContent),
+  );
   return el("div", { class: "code" }, bar, node);
 }
 
@@ -115,7 +124,13 @@ export class ErrorView extends BlockView {
     super(block, context);
     this.message = el("p", {});
     this.code = el("p", { class: "quiet" });
-    this.element = el("article", { class: "error-block", role: "alert" }, el("strong", { text: "Error" }), this.message, this.code);
+    this.element = el(
+      "article",
+      { class: "error-block", role: "alert" },
+      el("strong", { text: "Error" }),
+      this.message,
+      this.code,
+    );
   }
 
   render(block) {

@@ -1,6 +1,7 @@
 // The bottom of a session: messages that wait, what the sandbox is doing, the box to write in, and why
 // it cannot be used when it cannot. Sending itself is given from outside.
 
+import { blocksOf } from "../reducer.js";
 import { el, setText, show } from "./dom.js";
 
 const HINT = "Enter sends, Shift+Enter makes a new line.";
@@ -19,16 +20,41 @@ export class Composer {
     this.progress = el("p", { class: "progress", role: "status", hidden: true });
     this.queue = el("ul", { class: "queue", "aria-label": "Waiting messages", hidden: true });
     this.trouble = el("p", { class: "trouble", role: "alert", hidden: true });
-    this.box = el("textarea", { id: "message", rows: "1", "aria-label": "Message to the agent", on: { keydown: (event) => this.pressed(event), input: () => this.typed() } });
-    this.stopButton = el("button", { class: "interrupt", type: "button", text: "Interrupt", title: "Interrupt (Esc)", hidden: true, on: { click: () => this.interruptTurn() } });
+    this.box = el("textarea", {
+      id: "message",
+      rows: "1",
+      "aria-label": "Message to the agent",
+      on: { keydown: (event) => this.pressed(event), input: () => this.typed() },
+    });
+    this.stopButton = el("button", {
+      class: "interrupt",
+      type: "button",
+      text: "Interrupt",
+      title: "Interrupt (Esc)",
+      hidden: true,
+      on: { click: () => this.interruptTurn() },
+    });
     this.sendButton = el("button", { class: "primary", type: "submit", text: "Send" });
     this.hint = el("p", { class: "hint" });
-    const form = el("form", { class: "box" }, this.box, el("div", { class: "actions" }, this.stopButton, this.sendButton));
+    const form = el(
+      "form",
+      { class: "box" },
+      this.box,
+      el("div", { class: "actions" }, this.stopButton, this.sendButton),
+    );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.submit();
     });
-    this.element = el("footer", { class: "composer" }, this.progress, this.queue, this.trouble, form, this.hint);
+    this.element = el(
+      "footer",
+      { class: "composer" },
+      this.progress,
+      this.queue,
+      this.trouble,
+      form,
+      this.hint,
+    );
     this.isSending = false;
   }
 
@@ -44,7 +70,7 @@ export class Composer {
     this.box.placeholder = isBusy ? "Say something for the next turn" : "Message the agent";
     this.showProgress();
     this.showQueue(state?.queue ?? []);
-    this.showTurn(state?.turn);
+    this.showTurn(state);
     this.enable();
   }
 
@@ -117,7 +143,8 @@ export class Composer {
   whyNot() {
     if (!this.isConnected) return "Not connected. What you write here stays until the connection is back.";
     if (!this.runtime) return "Opening the session.";
-    if (this.runtime.phase === "stopping") return "The sandbox is being stopped. Sending works again in a moment.";
+    if (this.runtime.phase === "stopping")
+      return "The sandbox is being stopped. Sending works again in a moment.";
     return null;
   }
 
@@ -125,7 +152,11 @@ export class Composer {
     const { phase, statusMessage } = this.runtime ?? {};
     const isWaking = phase === "waking" || phase === "stopping";
     show(this.progress, isWaking);
-    if (isWaking) setText(this.progress, statusMessage ?? (phase === "waking" ? "Starting the sandbox" : "Stopping the sandbox"));
+    if (isWaking)
+      setText(
+        this.progress,
+        statusMessage ?? (phase === "waking" ? "Starting the sandbox" : "Stopping the sandbox"),
+      );
   }
 
   showQueue(queue) {
@@ -133,14 +164,25 @@ export class Composer {
     this.shownQueue = queue;
     show(this.queue, queue.length > 0);
     this.queue.replaceChildren(
-      ...queue.map(({ preview }) => el("li", {}, el("span", { class: "badge", text: "Waiting" }), el("span", { class: "preview", text: preview }))),
+      ...queue.map(({ preview }) =>
+        el(
+          "li",
+          {},
+          el("span", { class: "badge", text: "Waiting" }),
+          el("span", { class: "preview", text: preview }),
+        ),
+      ),
     );
   }
 
-  showTurn(turn) {
+  /** Why the last turn failed, unless an error block says so already. */
+  showTurn(state) {
+    const turn = state?.turn;
     if (turn === this.turn) return;
     this.turn = turn;
-    if (turn?.status === "failed") this.complain(`The turn failed: ${turn.error?.message ?? turn.stopReason ?? "no reason was given"}`);
+    const isTold = (block) => block.type === "error" && block.turnId === turn.turnId;
+    if (turn?.status === "failed" && !blocksOf(state, "main").some(isTold))
+      this.complain(`The turn failed: ${turn.error?.message ?? turn.stopReason ?? "no reason was given"}`);
     else show(this.trouble, false);
   }
 }

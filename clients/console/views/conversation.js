@@ -21,7 +21,13 @@ export class ConversationView {
     this.conversationId = conversationId;
     this.context = context;
     this.views = new Map();
-    this.older = el("button", { class: "older", type: "button", text: "Load older", hidden: true, on: { click: () => this.loadOlder() } });
+    this.older = el("button", {
+      class: "older",
+      type: "button",
+      text: "Load older",
+      hidden: true,
+      on: { click: () => this.loadOlder() },
+    });
     this.list = el("div", { class: "blocks" });
     this.element = el("div", { class: "conversation" }, this.older, this.list);
   }
@@ -37,11 +43,15 @@ export class ConversationView {
     Object.assign(this, { ids, subagents: state.subagents });
     const views = new Map();
     for (const id of ids) {
-      const view = isShown(state.blocks.get(id), state) && (this.views.get(id) ?? this.make(state.blocks.get(id)));
+      const view =
+        isShown(state.blocks.get(id), state) && (this.views.get(id) ?? this.make(state.blocks.get(id)));
       if (view) views.set(id, view);
     }
     this.views = views;
-    arrange(this.list, [...views.values()].map((view) => view.element));
+    arrange(
+      this.list,
+      [...views.values()].map((view) => view.element),
+    );
   }
 
   make(block) {
@@ -103,11 +113,16 @@ class SubagentCard {
   update(state) {
     const block = state.blocks.get(this.id);
     if (block !== this.block) this.render(block);
-    const steps = blocksOf(state, block.subagentId).filter(({ type }) => type !== "tool_result").length;
-    const facts = [TOOL_STATUS[block.status] ?? block.status, steps && plural(steps, "step"), time(block.durationMs)];
+    const steps = blocksOf(state, block.subagentId).filter(({ type }) => !UNCOUNTED.has(type)).length;
+    const facts = [
+      TOOL_STATUS[block.status] ?? block.status,
+      steps && plural(steps, "step"),
+      time(block.durationMs),
+    ];
     setText(this.status, facts.filter(Boolean).join(" · "));
     setText(this.answer, block.output ?? "");
-    show(this.answer, Boolean(block.output) && steps === 0); // its last text says the same
+    show(this.task, steps === 0); // its conversation begins with the same
+    show(this.answer, Boolean(block.output) && steps === 0); // and ends with the same
     if (!this.body.hidden) this.conversation.update(state);
     Object.assign(this, { block, state });
   }
@@ -116,9 +131,14 @@ class SubagentCard {
     this.element.dataset.status = block.status;
     setText(this.name, block.name ?? "Subagent");
     setText(this.subject, block.input.description ?? "");
-    setText(this.task, typeof block.input.prompt === "string" ? block.input.prompt : JSON.stringify(block.input, null, 2));
+    setText(
+      this.task,
+      typeof block.input.prompt === "string" ? block.input.prompt : JSON.stringify(block.input, null, 2),
+    );
   }
 }
+
+const UNCOUNTED = new Set(["tool_result", "user_message"]);
 
 function time(ms) {
   return ms == null ? "" : duration(ms);

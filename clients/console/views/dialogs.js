@@ -10,7 +10,13 @@ export async function confirmDialog({ title, text, action }) {
 
 /** Ask for a name; resolves to it, or to null when the person changed their mind. */
 export async function renameDialog(name) {
-  const input = el("input", { type: "text", value: name, maxlength: "200", "aria-label": "Name", autofocus: true });
+  const input = el("input", {
+    type: "text",
+    value: name,
+    maxlength: "200",
+    "aria-label": "Name",
+    autofocus: true,
+  });
   const answer = await ask("Rename the session", [input], { action: "Rename" });
   return answer === "do" ? input.value.trim() : null;
 }
@@ -18,7 +24,13 @@ export async function renameDialog(name) {
 function ask(title, content, { action, isDanger = false }) {
   const cancel = el("button", { class: "button", type: "button", text: "Cancel", autofocus: isDanger });
   const go = el("button", { class: isDanger ? "primary danger" : "primary", type: "submit", text: action });
-  const form = el("form", { method: "dialog" }, el("h2", { text: title }), ...content, el("div", { class: "actions" }, cancel, go));
+  const form = el(
+    "form",
+    { method: "dialog" },
+    el("h2", { text: title }),
+    ...content,
+    el("div", { class: "actions" }, cancel, go),
+  );
   const dialog = el("dialog", { "aria-label": title }, form);
   document.body.append(dialog);
   return new Promise((resolve) => {

@@ -16,6 +16,11 @@ export function el(tag, props = {}, ...children) {
   return element;
 }
 
+/** A button that does something when it is pressed. */
+export function button(className, text, onClick, title) {
+  return el("button", { class: className, type: "button", text, title, on: { click: onClick } });
+}
+
 /** Set or remove an attribute, touching the node only where something changes. */
 export function attribute(element, name, value) {
   const wanted = value === true ? "" : value;
@@ -66,7 +71,10 @@ export function copyButton(text) {
   if (!navigator.clipboard) return null;
   const button = el("button", { class: "copy", type: "button", text: "Copy" });
   button.addEventListener("click", async () => {
-    const isCopied = await navigator.clipboard.writeText(text()).then(() => true, () => false);
+    const isCopied = await navigator.clipboard.writeText(text()).then(
+      () => true,
+      () => false,
+    );
     setText(button, isCopied ? "Copied" : "Not allowed");
     setTimeout(() => setText(button, "Copy"), 1500);
   });

@@ -19,7 +19,14 @@ export class FilesPanel {
     this.empty = el("p", { class: "quiet", text: "No files yet. What the agent writes appears here." });
     this.viewer = el("section", { class: "viewer", hidden: true });
     const close = el("button", { class: "plain", type: "button", text: "Hide", on: { click: onClose } });
-    this.element = el("aside", { class: "files", "aria-label": "Files" }, el("header", {}, this.title, close), this.empty, this.tree, this.viewer);
+    this.element = el(
+      "aside",
+      { class: "files", "aria-label": "Files" },
+      el("header", {}, this.title, close),
+      this.empty,
+      this.tree,
+      this.viewer,
+    );
   }
 
   update(state) {
@@ -42,8 +49,15 @@ export class FilesPanel {
     const nodes = [];
     for (const [name, child] of [...folder.folders].sort(byName)) {
       const path = `${prefix}${name}/`;
-      const details = el("details", { open: !this.folded.has(path) }, el("summary", { text: name }), ...this.branch(child, path).nodes);
-      details.addEventListener("toggle", () => (details.open ? this.folded.delete(path) : this.folded.add(path)));
+      const details = el(
+        "details",
+        { open: !this.folded.has(path) },
+        el("summary", { text: name }),
+        ...this.branch(child, path).nodes,
+      );
+      details.addEventListener("toggle", () =>
+        details.open ? this.folded.delete(path) : this.folded.add(path),
+      );
       nodes.push(details);
     }
     for (const [name, file] of [...folder.files].sort(byName)) {
@@ -89,13 +103,24 @@ export class FilesPanel {
   }
 
   showViewer(content, file) {
-    const close = el("button", { class: "plain", type: "button", text: "Close", on: { click: () => this.closeFile() } });
+    const close = el("button", {
+      class: "plain",
+      type: "button",
+      text: "Close",
+      on: { click: () => this.closeFile() },
+    });
     const head = el(
       "header",
       {},
       el("h3", { text: this.open.path, title: this.open.path }),
       file && el("span", { class: "quiet", text: bytes(file.sizeBytes) }),
-      file && el("button", { class: "plain", type: "button", text: "Download", on: { click: () => download(file) } }),
+      file &&
+        el("button", {
+          class: "plain",
+          type: "button",
+          text: "Download",
+          on: { click: () => download(file) },
+        }),
       close,
     );
     const top = this.viewer.querySelector(".file-content")?.scrollTop ?? 0;
@@ -133,7 +158,10 @@ function contentView(file) {
     if (data) return picture(data, file.mimeType, file.path);
   }
   if (file.encoding === "utf-8") return numbered(file.content ?? "");
-  return el("p", { class: "quiet", text: "This is not text, and no picture that can be shown. It can be downloaded." });
+  return el("p", {
+    class: "quiet",
+    text: "This is not text, and no picture that can be shown. It can be downloaded.",
+  });
 }
 
 function numbered(text) {
@@ -146,12 +174,18 @@ function numbered(text) {
     { class: "numbered" },
     el("pre", { class: "numbers", "aria-hidden": "true", text: numbers }),
     el("pre", { class: "text", text: shown.join("\n") }),
-    lines.length > MAX_LINES && el("p", { class: "quiet", text: `${plural(lines.length - MAX_LINES, "more line")}; download the file to see all.` }),
+    lines.length > MAX_LINES &&
+      el("p", {
+        class: "quiet",
+        text: `${plural(lines.length - MAX_LINES, "more line")}; download the file to see all.`,
+      }),
   );
 }
 
 function bytesOf(file) {
-  return file.encoding === "base64" ? fromBase64(file.content ?? "") : new TextEncoder().encode(file.content ?? "");
+  return file.encoding === "base64"
+    ? fromBase64(file.content ?? "")
+    : new TextEncoder().encode(file.content ?? "");
 }
 
 /** Save a file; always as opaque bytes, so that the browser never renders what an agent wrote. */

@@ -11,8 +11,18 @@ const CLAMP_CHARACTERS = 400;
  * `onOpen` is called whenever a person unfolds it.
  */
 export function disclosure({ className, header, extra = [], body, isOpen, onOpen }) {
-  const button = el("button", { class: "fold", type: "button" }, el("span", { class: "chevron", "aria-hidden": "true" }), ...header);
-  const element = el("section", { class: className }, el("div", { class: "fold-head" }, button, ...extra), body);
+  const button = el(
+    "button",
+    { class: "fold", type: "button" },
+    el("span", { class: "chevron", "aria-hidden": "true" }),
+    ...header,
+  );
+  const element = el(
+    "section",
+    { class: className },
+    el("div", { class: "fold-head" }, button, ...extra),
+    body,
+  );
   const setOpen = (open) => {
     attribute(button, "aria-expanded", String(open));
     body.hidden = !open;
@@ -50,12 +60,23 @@ export class Listing {
   renderText(text, kind) {
     if (this.key === text) return;
     this.key = text;
-    this.render(text === "" ? [] : text.replace(/\n$/, "").split("\n").map((line) => ({ kind, text: line })));
+    this.render(
+      text === ""
+        ? []
+        : text
+            .replace(/\n$/, "")
+            .split("\n")
+            .map((line) => ({ kind, text: line })),
+    );
   }
 
   line({ kind, text }) {
     const isLong = !this.isExpanded && text.length > CLAMP_CHARACTERS;
-    return el("span", { class: "line", data: kind ? { kind } : {}, text: `${isLong ? `${text.slice(0, CLAMP_CHARACTERS)}…` : text}\n` });
+    return el("span", {
+      class: "line",
+      data: kind ? { kind } : {},
+      text: `${isLong ? `${text.slice(0, CLAMP_CHARACTERS)}…` : text}\n`,
+    });
   }
 
   toggle() {

@@ -4,7 +4,7 @@
 import { blocksOf, withOlder } from "../reducer.js";
 import { Composer } from "./composer.js";
 import { ConversationView } from "./conversation.js";
-import { el, setText, show } from "./dom.js";
+import { button, el, setText, show } from "./dom.js";
 import { FilesPanel } from "./files.js";
 import { confirmDialog, renameDialog } from "./dialogs.js";
 import { PHASES, count, money, sessionTitle, tokens } from "./words.js";
@@ -23,14 +23,18 @@ export class SessionView {
     this.state = null;
     this.isConnected = false;
     this.isStuck = true;
-    this.files = new FilesPanel({ fetchFile: (path) => actions.file(path), onClose: () => this.showFiles(false) });
+    this.files = new FilesPanel({
+      fetchFile: (path) => actions.file(path),
+      onClose: () => this.showFiles(false),
+    });
     this.outbox = new Outbox();
     this.composer = new Composer({ send: (text) => this.send(text), interrupt: () => actions.interrupt() });
     this.conversation = new ConversationView("main", {
       openFile: (path) => this.openFile(path),
       loadOlder: (conversationId) => this.loadOlder(conversationId),
     });
-    this.element = el("div", { class: "session" }, el("div", { class: "column" }, this.heading(), this.reading(), this.composer.element), this.files.element);
+    const column = el("div", { class: "column" }, this.heading(), this.reading(), this.composer.element);
+    this.element = el("div", { class: "session" }, column, this.files.element);
     this.showFiles(matchMedia("(min-width: 1100px)").matches);
     this.refresh();
   }
@@ -43,7 +47,6 @@ export class SessionView {
     this.files.update(state);
     this.refresh();
     if (this.isStuck || !hadBlocks) this.scrollToEnd();
-    else show(this.jump, true);
   }
 
   connection(isConnected) {
@@ -54,9 +57,15 @@ export class SessionView {
   /** The session cannot be shown, for good. */
   fail(problem) {
     this.column.replaceChildren(
-      el("div", { class: "blank" }, el("h2", { text: "This session cannot be opened" }), el("p", { text: problem?.detail ?? "There is no such session." }), el("a", { class: "button", href: "#/", text: "Start a new one" })),
+      el(
+        "div",
+        { class: "blank" },
+        el("h2", { text: "This session cannot be opened" }),
+        el("p", { text: problem?.detail ?? "There is no such session." }),
+        el("a", { class: "button", href: "#/", text: "Start a new one" }),
+      ),
     );
-    show(this.composer.element, false);
+    for (const element of [this.composer.element, this.files.element, this.buttons]) show(element, false);
   }
 
   /** Esc: close the open file, or else interrupt. */
@@ -74,8 +83,9 @@ export class SessionView {
 
   /** What was said when the session was made. */
   begin({ content, messageId, problem }) {
-    if (problem) this.composer.giveBack(content, problem.detail ?? "no reason was given");
-    else this.sent({ content, messageId });
+    if (!problem) return this.sent({ content, messageId });
+    this.actions.keepUnanswered({ content, messageId });
+    this.composer.giveBack(content, problem.detail ?? "no reason was given");
   }
 
   /** A message that the server has and that no event has told of yet. */
@@ -86,24 +96,34 @@ export class SessionView {
   }
 
   heading() {
-    this.title = el("button", { class: "title", type: "button", title: "Rename", on: { click: () => this.rename() } });
+    this.title = button("title", "", () => this.rename(), "Rename");
     this.status = el("p", { class: "status", role: "status" });
-    this.filesButton = el("button", { class: "plain", type: "button", text: "Files", on: { click: () => this.showFiles(this.files.element.hidden) } });
-    this.stopButton = el("button", { class: "plain", type: "button", text: "Stop sandbox", title: "Ends the sandbox and keeps the session", on: { click: () => this.act(this.actions.stop()) } });
-    const remove = el("button", { class: "plain danger", type: "button", text: "Delete", on: { click: () => this.remove() } });
-    const menu = el("button", { class: "plain menu", type: "button", text: "Sessions", on: { click: () => this.actions.showMenu() } });
-    return el("header", { class: "session-head" }, menu, el("div", { class: "session-name" }, el("h1", {}, this.title), this.status), el("div", { class: "actions" }, this.filesButton, this.stopButton, remove));
+    this.filesButton = button("plain", "Files", () => this.showFiles(this.files.element.hidden));
+    const stopHint = "Ends the sandbox and keeps the session";
+    this.stopButton = button("plain", "Stop sandbox", () => this.act(this.actions.stop()), stopHint);
+    const remove = button("plain danger", "Delete", () => this.remove());
+    this.buttons = el("div", { class: "actions" }, this.filesButton, this.stopButton, remove);
+    const menu = button("plain menu", "Sessions", () => this.actions.showMenu());
+    const name = el("div", { class: "session-name" }, el("h1", {}, this.title), this.status);
+    return el("header", { class: "session-head" }, menu, name, this.buttons);
   }
 
   reading() {
     this.loading = el("p", { class: "quiet centred", text: "Opening the session …" });
-    this.blank = el("div", { class: "blank", hidden: true }, el("h2", { text: "Nothing said yet" }), el("p", { text: "Write below what the agent is to do. Its sandbox starts with the first message." }));
+    this.blank = el(
+      "div",
+      { class: "blank", hidden: true },
+      el("h2", { text: "Nothing said yet" }),
+      el("p", { text: "Write below what the agent is to do. Its sandbox starts with the first message." }),
+    );
     this.working = el("p", { class: "working", text: "Working" });
-    this.column = el("div", { class: "reading" }, this.loading, this.blank, this.conversation.element, this.outbox.element, this.working);
+    const said = [this.conversation.element, this.outbox.element];
+    this.column = el("div", { class: "reading" }, this.loading, this.blank, ...said, this.working);
     this.scroller = el("div", { class: "scroller", tabindex: "-1" }, this.column);
     this.scroller.addEventListener("scroll", () => this.scrolled(), { passive: true });
     new ResizeObserver(() => this.isStuck && this.scrollToEnd()).observe(this.scroller);
-    this.jump = el("button", { class: "jump", type: "button", text: "Newest below", hidden: true, on: { click: () => this.scrollToEnd() } });
+    this.jump = button("jump", "Jump to the newest", () => this.scrollToEnd());
+    show(this.jump, false);
     return el("main", { class: "middle" }, this.scroller, this.jump);
   }
 
@@ -124,7 +144,10 @@ export class SessionView {
   showStatus(runtime, totals) {
     const phase = PHASES[runtime.phase] ?? { label: runtime.phase };
     const facts = [
-      tokens(totals.usage) != null && [`${count(tokens(totals.usage))} tokens`, "In, out and cached, as the agent reported them"],
+      tokens(totals.usage) != null && [
+        `${count(tokens(totals.usage))} tokens`,
+        "In, out and cached, as the agent reported them",
+      ],
       totals.costUsd != null && [money(totals.costUsd), "Cost of the session so far"],
       totals.model && [totals.model, "Model"],
       runtime.sandbox && [sandboxLabel(runtime.sandbox), "The sandbox's provider and how it is isolated"],
@@ -133,7 +156,12 @@ export class SessionView {
     if (key === this.statusKey) return;
     this.statusKey = key;
     this.status.replaceChildren(
-      el("span", { class: "phase", data: { phase: runtime.phase }, title: phase.hint ?? "", text: phase.label }),
+      el("span", {
+        class: "phase",
+        data: { phase: runtime.phase },
+        title: phase.hint ?? "",
+        text: phase.label,
+      }),
       ...facts.map(([text, title]) => el("span", { class: "fact", title, text })),
     );
   }
@@ -160,7 +188,7 @@ export class SessionView {
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     this.isStuck = scrollHeight - scrollTop - clientHeight < NEAR_BOTTOM_PX;
-    if (this.isStuck) show(this.jump, false);
+    show(this.jump, !this.isStuck);
   }
 
   scrollToEnd() {

@@ -16,7 +16,8 @@ const CONNECTION = {
 
 /** Fold what the server says about its sessions into a map of them. */
 export function applySessions(sessions, change) {
-  if (change.type === "session_list") return new Map(change.sessions.map((session) => [session.sessionId, session]));
+  if (change.type === "session_list")
+    return new Map(change.sessions.map((session) => [session.sessionId, session]));
   const next = new Map(sessions);
   if (change.type === "session_deleted") next.delete(change.sessionId ?? change.session?.sessionId);
   else if (change.session) next.set(change.session.sessionId, change.session);
@@ -29,12 +30,23 @@ export class SessionsView {
     this.items = new Map();
     this.list = el("nav", { class: "session-list", "aria-label": "Sessions" });
     this.empty = el("p", { class: "quiet", text: "No sessions yet.", hidden: true });
-    this.more = el("button", { class: "more", type: "button", text: "Older sessions", hidden: true, on: { click: () => loadMore(this.cursor) } });
+    this.more = el("button", {
+      class: "more",
+      type: "button",
+      text: "Older sessions",
+      hidden: true,
+      on: { click: () => loadMore(this.cursor) },
+    });
     this.connection = el("p", { class: "connection", role: "status" });
     this.element = el(
       "aside",
       { class: "sidebar", id: "sidebar" },
-      el("header", {}, el("a", { class: "brand", href: "#/", text: "agent-runtime" }), el("a", { class: "button", href: "#/", text: "New session" })),
+      el(
+        "header",
+        {},
+        el("a", { class: "brand", href: "#/", text: "agent-runtime" }),
+        el("a", { class: "button", href: "#/", text: "New session" }),
+      ),
       el("div", { class: "session-scroll" }, this.list, this.empty, this.more),
       this.connection,
     );
@@ -46,7 +58,10 @@ export class SessionsView {
     const ordered = [...sessions.values()].sort((a, b) => b.createdAt.localeCompare(a.createdAt));
     for (const id of this.items.keys()) if (!sessions.has(id)) this.items.delete(id);
     for (const session of ordered) this.item(session, session.sessionId === currentId);
-    arrange(this.list, ordered.map((session) => this.items.get(session.sessionId).element));
+    arrange(
+      this.list,
+      ordered.map((session) => this.items.get(session.sessionId).element),
+    );
     show(this.empty, ordered.length === 0);
     show(this.more, Boolean(cursor));
   }
@@ -71,7 +86,12 @@ export class SessionsView {
     const name = el("span", { class: "name" });
     const phase = el("span", { class: "phase" });
     const when = el("span", { class: "ago" });
-    const element = el("a", { class: "session-item", href: `#/s/${encodeURIComponent(sessionId)}` }, name, el("span", { class: "facts" }, phase, when));
+    const element = el(
+      "a",
+      { class: "session-item", href: `#/s/${encodeURIComponent(sessionId)}` },
+      name,
+      el("span", { class: "facts" }, phase, when),
+    );
     const made = { element, name, phase, ago: when };
     this.items.set(sessionId, made);
     return made;

@@ -12,10 +12,24 @@ export class StartView {
   constructor({ loadProfiles, create, showMenu }) {
     this.loadProfiles = loadProfiles;
     this.create = create;
-    this.profiles = el("fieldset", { class: "profiles" }, el("legend", { text: "Profile" }), el("p", { class: "quiet", text: "Loading …" }));
-    this.message = el("textarea", { rows: "3", id: "first-message", placeholder: "What is the agent to do? You may also say it later." });
+    this.profiles = el(
+      "fieldset",
+      { class: "profiles" },
+      el("legend", { text: "Profile" }),
+      el("p", { class: "quiet", text: "Loading …" }),
+    );
+    this.message = el("textarea", {
+      rows: "3",
+      id: "first-message",
+      placeholder: "What is the agent to do? You may also say it later.",
+    });
     this.message.addEventListener("keydown", (event) => this.pressed(event));
-    this.name = el("input", { type: "text", id: "session-name", maxlength: "200", placeholder: "Taken from the first message" });
+    this.name = el("input", {
+      type: "text",
+      id: "session-name",
+      maxlength: "200",
+      placeholder: "Taken from the first message",
+    });
     this.trouble = el("p", { class: "trouble", role: "alert", hidden: true });
     this.go = el("button", { class: "primary", type: "submit", text: "Create session", disabled: true });
     const form = el(
@@ -34,7 +48,12 @@ export class StartView {
       event.preventDefault();
       this.submit();
     });
-    const menu = el("button", { class: "plain menu", type: "button", text: "Sessions", on: { click: showMenu } });
+    const menu = el("button", {
+      class: "plain menu",
+      type: "button",
+      text: "Sessions",
+      on: { click: showMenu },
+    });
     this.element = el("main", { class: "start-page" }, menu, form);
     this.fill();
   }
@@ -46,7 +65,10 @@ export class StartView {
   async fill() {
     try {
       const { profiles } = await this.loadProfiles();
-      this.profiles.replaceChildren(this.profiles.firstChild, ...profiles.map((profile, at) => choice(profile, at === 0)));
+      this.profiles.replaceChildren(
+        this.profiles.firstChild,
+        ...profiles.map((profile, at) => choice(profile, at === 0)),
+      );
       this.go.disabled = profiles.length === 0;
       if (profiles.length === 0) this.complain("The server has no profile, so no session can be made.");
     } catch (problem) {

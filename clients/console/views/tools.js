@@ -16,16 +16,33 @@ export class ToolCard {
     this.presenter = PRESENTERS[block.toolName] ?? OTHER;
     this.subject = el("span", { class: "subject" });
     this.status = el("span", { class: "status-text" });
-    this.openFile = el("button", { class: "link", type: "button", text: "Open file", hidden: true, on: { click: () => context.openFile(this.file) } });
+    this.openFile = el("button", {
+      class: "link",
+      type: "button",
+      text: "Open file",
+      hidden: true,
+      on: { click: () => context.openFile(this.file) },
+    });
     this.input = new Listing("tool-input");
     this.output = new Listing("tool-output");
     this.pictures = el("div", { class: "pictures" });
     this.note = el("p", { class: "quiet", hidden: true });
     this.element = disclosure({
       className: "tool",
-      header: [el("span", { class: "tool-name", text: block.displayName ?? block.toolName }), this.subject, this.status],
+      header: [
+        el("span", { class: "tool-name", text: block.displayName ?? block.toolName }),
+        this.subject,
+        this.status,
+      ],
       extra: [this.openFile],
-      body: el("div", { class: "fold-body" }, this.input.element, this.output.element, this.pictures, this.note),
+      body: el(
+        "div",
+        { class: "fold-body" },
+        this.input.element,
+        this.output.element,
+        this.pictures,
+        this.note,
+      ),
       isOpen: this.presenter.isOpen,
     });
   }
@@ -60,9 +77,16 @@ export class ToolCard {
     const isWorthShowing = result.isError || !this.presenter.hidesOutput;
     this.output.renderText(isWorthShowing ? text : "", result.isError ? "error" : undefined);
     const images = parts.filter((part) => part.type === "image");
-    if (images.length !== this.pictures.childElementCount) this.pictures.replaceChildren(...images.map((part) => imagePart(part, "Picture from a tool")));
-    setText(this.note, isOver && text === "" && images.length === 0 ? "No output." : "The output was cut short.");
-    show(this.note, Boolean(result.truncated) || (isOver && text === "" && images.length === 0 && this.presenter.isOpen));
+    if (images.length !== this.pictures.childElementCount)
+      this.pictures.replaceChildren(...images.map((part) => imagePart(part, "Picture from a tool")));
+    setText(
+      this.note,
+      isOver && text === "" && images.length === 0 ? "No output." : "The output was cut short.",
+    );
+    show(
+      this.note,
+      Boolean(result.truncated) || (isOver && text === "" && images.length === 0 && this.presenter.isOpen),
+    );
   }
 
   showFile(state) {
@@ -95,7 +119,12 @@ function text(value) {
 
 function plain(value, kind) {
   const lines = text(value);
-  return lines === "" ? [] : lines.replace(/\n$/, "").split("\n").map((line) => ({ kind, text: line }));
+  return lines === ""
+    ? []
+    : lines
+        .replace(/\n$/, "")
+        .split("\n")
+        .map((line) => ({ kind, text: line }));
 }
 
 function fileName(path) {
@@ -125,7 +154,13 @@ function fields(input) {
 const path = (input) => text(input.file_path ?? input.notebook_path ?? input.path);
 const none = () => [];
 
-const EDIT = { isOpen: true, hidesOutput: true, path, subject: (input) => fileName(path(input)), lines: edits };
+const EDIT = {
+  isOpen: true,
+  hidesOutput: true,
+  path,
+  subject: (input) => fileName(path(input)),
+  lines: edits,
+};
 const SEARCH = {
   isOpen: false,
   subject: (input) => [text(input.pattern), fileName(input.path ?? "")].filter(Boolean).join("  in "),
@@ -136,7 +171,8 @@ const OTHER = { isOpen: true, subject: () => "", lines: fields };
 const PRESENTERS = {
   Bash: {
     isOpen: true,
-    subject: (input, block) => text(input.description) || block.description || text(input.command).split("\n", 1)[0],
+    subject: (input, block) =>
+      text(input.description) || block.description || text(input.command).split("\n", 1)[0],
     lines: (input) => plain(input.command, "command"),
   },
   Write: {

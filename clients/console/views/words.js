@@ -72,5 +72,8 @@ export function sessionTitle(session) {
 /** A message's text; pictures are left out. */
 export function contentText(content) {
   if (typeof content === "string") return content;
-  return content.filter((part) => part.type === "text").map((part) => part.text).join("\n");
+  return content
+    .filter((part) => part.type === "text")
+    .map((part) => part.text)
+    .join("\n");
 }

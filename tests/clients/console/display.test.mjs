@@ -13,7 +13,12 @@ import { ago, bytes, count, duration, money, tokens } from "../../../clients/con
 import { SESSION } from "./session.mjs";
 
 test("the input of a tool can be read at every moment of its being written", () => {
-  const value = { file_path: "a\u00e9\\b.py", content: 'line\n"quoted" \u2028 {[,', edits: [1, { deep: true }], empty: {} };
+  const value = {
+    file_path: "a\u00e9\\b.py",
+    content: 'line\n"quoted" \u2028 {[,',
+    edits: [1, { deep: true }],
+    empty: {},
+  };
   const json = JSON.stringify(value);
   for (let at = 0; at <= json.length; at++) {
     const seen = readPartialJson(json.slice(0, at));
@@ -26,19 +31,26 @@ test("the input of a tool can be read at every moment of its being written", () 
 });
 
 test("nonsense in place of a tool's input is nothing", () => {
-  for (const text of ["", "nonsense", "[1, 2", '"text"', "}}}", '{"a" "b"', "null", "{,}"]) assert.deepEqual(readPartialJson(text), {});
+  for (const text of ["", "nonsense", "[1, 2", '"text"', "}}}", '{"a" "b"', "null", "{,}"])
+    assert.deepEqual(readPartialJson(text), {});
 });
 
 test("an edit shows what changed between its common beginning and end", () => {
   const lines = diffLines("a\nb\nc\nd", "a\nx\ny\nc\nd");
-  assert.deepEqual(lines.map(({ kind, text }) => `${kind} ${text}`), ["same a", "old b", "new x", "new y", "same c", "same d"]);
+  assert.deepEqual(
+    lines.map(({ kind, text }) => `${kind} ${text}`),
+    ["same a", "old b", "new x", "new y", "same c", "same d"],
+  );
   assert.deepEqual(diffLines("", "new"), [{ kind: "new", text: "new" }]);
   assert.deepEqual(diffLines("gone", ""), [{ kind: "old", text: "gone" }]);
   assert.deepEqual(diffLines("same", "same"), [{ kind: "same", text: "same" }]);
 });
 
 test("a tool's path is found in the workspace wherever the sandbox has it", () => {
-  const files = new Map([["src/a.py", {}], ["a.py", {}]]);
+  const files = new Map([
+    ["src/a.py", {}],
+    ["a.py", {}],
+  ]);
   assert.equal(workspacePath("/workspace/src/a.py", files), "src/a.py");
   assert.equal(workspacePath("./a.py", files), "a.py");
   assert.equal(workspacePath("/etc/passwd", files), null);
@@ -55,9 +67,16 @@ test("the list of sessions follows what the server tells", () => {
   const other = { ...SESSION, sessionId: "s2" };
   let sessions = applySessions(new Map(), { type: "session_list", sessions: [SESSION] });
   sessions = applySessions(sessions, { type: "session_created", sessionId: "s2", session: other });
-  sessions = applySessions(sessions, { type: "session_changed", sessionId: "s2", session: { ...other, name: "Named" } });
+  sessions = applySessions(sessions, {
+    type: "session_changed",
+    sessionId: "s2",
+    session: { ...other, name: "Named" },
+  });
   sessions = applySessions(sessions, { type: "session_deleted", sessionId: "s1" });
-  assert.deepEqual([...sessions.values()].map(({ name }) => name), ["Named"]);
+  assert.deepEqual(
+    [...sessions.values()].map(({ name }) => name),
+    ["Named"],
+  );
 });
 
 test("numbers are written for people", () => {

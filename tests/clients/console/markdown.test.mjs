@@ -4,9 +4,17 @@ import { test } from "node:test";
 import { pieces } from "../../../clients/console/markdown.js";
 
 const ALLOWED_TAGS = new Set(
-  "p h2 h3 h4 h5 h6 hr blockquote pre code ul ol li div table thead tbody tr th td span strong em del a br".split(" "),
+  "p h2 h3 h4 h5 h6 hr blockquote pre code ul ol li div table thead tbody tr th td span strong em del a br".split(
+    " ",
+  ),
 );
-const ALLOWED_ATTRIBUTES = { a: ["href", "target", "rel"], ol: ["start"], pre: ["data-language", "class"], li: ["class"], div: ["class"] };
+const ALLOWED_ATTRIBUTES = {
+  a: ["href", "target", "rel"],
+  ol: ["start"],
+  pre: ["data-language", "class"],
+  li: ["class"],
+  div: ["class"],
+};
 
 const trees = (text) => pieces(text).map((piece) => piece.tree());
 const text = (tree) => (typeof tree === "string" ? tree : tree.children.map(text).join(""));
@@ -46,7 +54,8 @@ test("whatever an agent writes, only harmless elements, attributes and links com
   for (const source of HOSTILE) {
     for (const { tag, attributes } of elements(source)) {
       assert.ok(ALLOWED_TAGS.has(tag), `${tag} of ${source}`);
-      for (const name of Object.keys(attributes)) assert.ok(ALLOWED_ATTRIBUTES[tag]?.includes(name), `${tag} ${name} of ${source}`);
+      for (const name of Object.keys(attributes))
+        assert.ok(ALLOWED_ATTRIBUTES[tag]?.includes(name), `${tag} ${name} of ${source}`);
       if (tag === "a") assert.match(attributes.href, /^(https?:\/\/|mailto:)/i, source);
     }
   }
@@ -59,18 +68,41 @@ test("HTML is shown as the text that it is", () => {
 
 test("a picture becomes a link, so that nothing is fetched by looking", () => {
   const found = elements("![chart](https://example.org/chart.png)");
-  assert.deepEqual(found.map(({ tag }) => tag), ["p", "a"]);
+  assert.deepEqual(
+    found.map(({ tag }) => tag),
+    ["p", "a"],
+  );
 });
 
 test("links leave the page without telling where from", () => {
   const [, link] = elements("[docs](https://example.org/a?b=1&amp;c=2)");
-  assert.deepEqual(link.attributes, { href: "https://example.org/a?b=1&c=2", target: "_blank", rel: "noopener noreferrer nofollow" });
+  assert.deepEqual(link.attributes, {
+    href: "https://example.org/a?b=1&c=2",
+    target: "_blank",
+    rel: "noopener noreferrer nofollow",
+  });
 });
 
 test("ordinary Markdown looks as its author meant it", () => {
-  const source = "# Plan\n\n1. **Write** `a.py`\n2. run\n\n> quoted\n\n```python\nprint(1)\n```\n\n|a|b|\n|-|-|\n|1|2|\n\n- [x] done\n\n---\n\n~~old~~ &lt;tag&gt;";
+  const source =
+    "# Plan\n\n1. **Write** `a.py`\n2. run\n\n> quoted\n\n```python\nprint(1)\n```\n\n|a|b|\n|-|-|\n|1|2|\n\n- [x] done\n\n---\n\n~~old~~ &lt;tag&gt;";
   const tags = new Set(elements(source).map(({ tag }) => tag));
-  for (const tag of ["h2", "ol", "li", "strong", "code", "blockquote", "pre", "table", "th", "td", "ul", "hr", "del"]) assert.ok(tags.has(tag), tag);
+  for (const tag of [
+    "h2",
+    "ol",
+    "li",
+    "strong",
+    "code",
+    "blockquote",
+    "pre",
+    "table",
+    "th",
+    "td",
+    "ul",
+    "hr",
+    "del",
+  ])
+    assert.ok(tags.has(tag), tag);
   assert.ok(trees(source).map(text).join("\n").includes("<tag>"));
   assert.equal(elements("```python x\n1\n```")[0].attributes["data-language"], "python");
 });
@@ -83,7 +115,29 @@ test("while a text grows, the pieces before its end stay the same", () => {
 });
 
 test("no text, however it is made, takes long or breaks the page", () => {
-  const units = [">", "[", "*a ", "_", "<", "[a](", "**a*", "a_b_", "a**b**", "`a``", "~a~~", "![", "1. ", "- ", "\\", "|", "&", "http://a.", "a@", "  - ", "<!--"];
+  const units = [
+    ">",
+    "[",
+    "*a ",
+    "_",
+    "<",
+    "[a](",
+    "**a*",
+    "a_b_",
+    "a**b**",
+    "`a``",
+    "~a~~",
+    "![",
+    "1. ",
+    "- ",
+    "\\",
+    "|",
+    "&",
+    "http://a.",
+    "a@",
+    "  - ",
+    "<!--",
+  ];
   for (const unit of units) {
     for (const size of [1000, 50_000]) {
       const source = unit.repeat(Math.floor(size / unit.length));

@@ -8,8 +8,14 @@ const empty = () => reduce(null, snapshot());
 
 test("a turn folds into its blocks, in order, each in its conversation", () => {
   const state = fold(empty(), turn());
-  assert.deepEqual(blocksOf(state, "main").map(({ id }) => id), ["t", "t1", "u1", "u1:result", "u2", "u2:subagent"]);
-  assert.deepEqual(blocksOf(state, "a1").map(({ content }) => content), ["Seen."]);
+  assert.deepEqual(
+    blocksOf(state, "main").map(({ id }) => id),
+    ["t", "t1", "u1", "u1:result", "u2", "u2:subagent"],
+  );
+  assert.deepEqual(
+    blocksOf(state, "a1").map(({ content }) => content),
+    ["Seen."],
+  );
   assert.equal(state.blocks.get("t1").content, "I will do it.");
   assert.deepEqual(state.blocks.get("u1").input, { command: "ls" });
   assert.equal(state.blocks.get("u1").status, "success");
@@ -34,7 +40,12 @@ test("a viewer that left at any event and came back by replay sees what one that
   for (let at = 0; at <= events.length; at++) {
     const before = fold(empty(), events.slice(0, at));
     const missed = events.slice(at).filter(({ type }) => type !== "input_delta"); // those of finished blocks are left out
-    const after = reduce(before, { ok: true, resume: "replay", events: missed, position: `e1:${events.length}` });
+    const after = reduce(before, {
+      ok: true,
+      resume: "replay",
+      events: missed,
+      position: `e1:${events.length}`,
+    });
     assert.deepEqual(after, whole);
   }
 });
@@ -64,7 +75,12 @@ test("at a hole nothing is folded any further and the position stays before it",
   assert.equal(state.hole, true);
   assert.equal(positionOf(state), "e1:3");
   assert.equal(state.blocks.get("t1").content, "");
-  const healed = reduce(state, { ok: true, resume: "replay", events: events.slice(3), position: `e1:${events.length}` });
+  const healed = reduce(state, {
+    ok: true,
+    resume: "replay",
+    events: events.slice(3),
+    position: `e1:${events.length}`,
+  });
   assert.equal(healed.hole, false);
   assert.deepEqual(healed, fold(empty(), events));
 });
@@ -89,15 +105,37 @@ test("a snapshot replaces whatever was known", () => {
 test("a subagent at work is shown although its block is older than the page", () => {
   const child = block("u2:subagent", "subagent", { subagentId: "a1", input: {}, status: "running" });
   const done = { ...child, id: "u3:subagent", status: "success" };
-  const state = reduce(null, snapshot({ subagents: [child, done], blocks: [block("t1", "assistant_text", { content: "x" })], hasMore: true }));
-  assert.deepEqual(blocksOf(state, "main").map(({ id }) => id), ["u2:subagent", "t1"]);
+  const state = reduce(
+    null,
+    snapshot({
+      subagents: [child, done],
+      blocks: [block("t1", "assistant_text", { content: "x" })],
+      hasMore: true,
+    }),
+  );
+  assert.deepEqual(
+    blocksOf(state, "main").map(({ id }) => id),
+    ["u2:subagent", "t1"],
+  );
 });
 
 test("an older page comes before what is known, with nothing doubled and newer knowledge kept", () => {
-  const state = reduce(null, snapshot({ blocks: [block("b2", "assistant_text", { content: "new" })], hasMore: true }));
-  const page = { blocks: [block("b1", "assistant_text", { content: "old" }), block("b2", "assistant_text", { content: "stale" })], hasMore: false };
+  const state = reduce(
+    null,
+    snapshot({ blocks: [block("b2", "assistant_text", { content: "new" })], hasMore: true }),
+  );
+  const page = {
+    blocks: [
+      block("b1", "assistant_text", { content: "old" }),
+      block("b2", "assistant_text", { content: "stale" }),
+    ],
+    hasMore: false,
+  };
   const next = withOlder(state, "main", page);
-  assert.deepEqual(blocksOf(next, "main").map(({ content }) => content), ["old", "new"]);
+  assert.deepEqual(
+    blocksOf(next, "main").map(({ content }) => content),
+    ["old", "new"],
+  );
   assert.equal(next.hasMore.get("main"), false);
 });
 
@@ -132,7 +170,9 @@ test("a state is never changed in place", () => {
 test("a long text is folded delta by delta without its cost growing with the session", () => {
   const event = numbering();
   const blocks = Array.from({ length: 2000 }, (_, at) => block(`b${at}`, "assistant_text", { content: "x" }));
-  const start = event("block_start", { block: block("t1", "assistant_text", { content: "", state: "streaming" }) });
+  const start = event("block_start", {
+    block: block("t1", "assistant_text", { content: "", state: "streaming" }),
+  });
   let state = fold(reduce(null, snapshot({ blocks })), [start]);
   const deltas = Array.from({ length: 20_000 }, () => event("text_delta", { blockId: "t1", delta: "word " }));
   const before = performance.now();

@@ -29,11 +29,26 @@ export function snapshot(fields = {}) {
 /** Numbers envelopes in order, as a log does. */
 export function numbering(from = 0, epoch = "e1") {
   let seq = from;
-  return (type, fields = {}) => ({ v: 1, sessionId: "s1", epoch, seq: ++seq, ts: "2026-01-01T00:00:00.000Z", type, ...fields });
+  return (type, fields = {}) => ({
+    v: 1,
+    sessionId: "s1",
+    epoch,
+    seq: ++seq,
+    ts: "2026-01-01T00:00:00.000Z",
+    type,
+    ...fields,
+  });
 }
 
 export function block(id, type, fields = {}) {
-  return { id, type, conversationId: "main", timestamp: "2026-01-01T00:00:00.000Z", state: "complete", ...fields };
+  return {
+    id,
+    type,
+    conversationId: "main",
+    timestamp: "2026-01-01T00:00:00.000Z",
+    state: "complete",
+    ...fields,
+  };
 }
 
 /** One turn with everything in it: thought, text, a tool, a subagent with a block of its own. */
@@ -41,8 +56,18 @@ export function turn() {
   const event = numbering();
   const text = block("t1", "assistant_text", { content: "" });
   const tool = block("u1", "tool_use", { toolName: "Bash", toolUseId: "u1", input: {}, status: "pending" });
-  const call = block("u2", "tool_use", { toolName: "Agent", toolUseId: "u2", input: { prompt: "look" }, status: "running" });
-  const child = block("u2:subagent", "subagent", { subagentId: "a1", toolUseId: "u2", input: {}, status: "running" });
+  const call = block("u2", "tool_use", {
+    toolName: "Agent",
+    toolUseId: "u2",
+    input: { prompt: "look" },
+    status: "running",
+  });
+  const child = block("u2:subagent", "subagent", {
+    subagentId: "a1",
+    toolUseId: "u2",
+    input: {},
+    status: "running",
+  });
   const start = (one) => event("block_start", { block: { ...one, state: "streaming" } });
   const complete = (one) => event("block_complete", { blockId: one.id, block: one });
   return [
@@ -58,7 +83,10 @@ export function turn() {
     complete({ ...tool, input: { command: "ls" }, status: "running" }),
     event("block_update", { blockId: "u1", updates: { status: "success" } }),
     complete(block("u1:result", "tool_result", { toolUseId: "u1", output: "a.txt", isError: false })),
-    event("file_changed", { change: "created", file: { path: "a.txt", sizeBytes: 1, sha256: "00", encoding: "utf-8", content: "a" } }),
+    event("file_changed", {
+      change: "created",
+      file: { path: "a.txt", sizeBytes: 1, sha256: "00", encoding: "utf-8", content: "a" },
+    }),
     start(call),
     complete(call),
     complete(child),
