@@ -25,12 +25,15 @@ def harden() -> None:
     """Close what the agent, which may run as the same user, could use to reach into this process.
 
     Not dumpable: no tracing, and `/proc/<pid>/fd` and `/mem` are shut. Standard output is pointed
-    at standard error, so that a stray print reaches no protocol.
+    at standard error, so that a stray print reaches no protocol. What only this interpreter needed
+    to find its packages is forgotten: the agent's own Python would find them too.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for name in ("PYTHONPATH", "LD_LIBRARY_PATH"):
+        os.environ.pop(name, None)
     os.umask(0o022)
     os.dup2(2, 1)
 

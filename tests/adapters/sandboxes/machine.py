@@ -20,13 +20,15 @@ from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 OBEDIENT = """
 import json, os, socket, subprocess, sys
 from agent_runtime_sandbox import process
+environment = dict(os.environ)
 process.harden()
 listener = socket.socket(fileno=3)
 while True:
     connection, _ = listener.accept()
     with connection, connection.makefile("rwb") as stream:
         for line in stream:
-            done = subprocess.run([sys.executable, "-c", json.loads(line)], capture_output=True, text=True)
+            command = [sys.executable, "-c", json.loads(line)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
             stream.write(json.dumps([done.stdout, done.stderr]).encode() + b"\\n")
             stream.flush()
 """
