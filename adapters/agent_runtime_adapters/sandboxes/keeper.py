@@ -25,7 +25,7 @@ from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import SandboxRef
 from agent_runtime_adapters.sandboxes import channel
 from agent_runtime_adapters.sandboxes.launching import JOURNAL_PLACE, LISTEN_PLACE, Plan, launch
-from agent_runtime_adapters.sandboxes.processes import ProcessMark
+from agent_runtime_adapters.sandboxes.processes import ProcessMark, boot_id
 from agent_runtime_adapters.sandboxes.registry import Record, Registry, new_sandbox_id
 
 END_WITHIN_S: Final = 10.0
@@ -79,8 +79,9 @@ class Keeper:
 
     async def create(self, spec: SandboxSpec) -> MachineSandbox:
         """Make a sandbox whose runner can be connected to. Raises `SandboxFault`; then nothing is left."""
-        if not spec.gateway_socket.is_socket():
-            raise SandboxFault("The model gateway's socket is missing.")
+        with _translated():
+            if not spec.gateway_socket.is_socket():
+                raise SandboxFault("The model gateway's socket is missing.")
         sandbox_id = new_sandbox_id()
         try:
             with _translated():
@@ -130,7 +131,7 @@ class Keeper:
         with _translated():
             # The record on disk knows more than the one that creation began with.
             record = self._registry.load(sandbox_id)
-            if record is not None:
+            if record is not None and record.boot == boot_id():
                 async with asyncio.timeout(END_WITHIN_S):
                     await self._manner.end(record)
             await self._registry.remove(sandbox_id)

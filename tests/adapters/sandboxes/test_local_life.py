@@ -65,6 +65,20 @@ async def test_it_outlives_a_runtime_that_is_killed_with_its_whole_process_group
 
 
 @needs_local_sandboxes
+async def test_after_a_restart_of_the_machine_nothing_is_killed_and_the_folder_goes() -> None:
+    with place() as root:
+        async with inside(root) as agent:
+            record = root / agent.sandbox.ref.sandbox_id / "record.json"
+            kept = record.read_text()
+            record.write_text(json.dumps(json.loads(kept) | {"boot": "an earlier start"}))
+            assert await LocalSandboxes(root).list(RUNTIME_ID) == ()
+            assert not record.parent.exists()
+            assert await agent.sandbox.alive()
+            record.parent.mkdir()
+            record.write_text(kept)
+
+
+@needs_local_sandboxes
 async def test_what_the_agent_left_running_ends_with_the_runner() -> None:
     with place() as root:
         async with inside(root) as agent:
