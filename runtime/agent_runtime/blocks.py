@@ -8,13 +8,12 @@ transcript is parsed again. Blocks are facts; how they change over time is told 
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
-from agent_runtime.frozen import Frozen
+from agent_runtime.frozen import Frozen, Moment
 
 MAIN: Final = "main"
 """The id of a session's main conversation."""
@@ -82,7 +81,7 @@ class BlockFields(Frozen):
     id: str
     conversation_id: str = MAIN
     turn_id: str | None = None
-    timestamp: datetime
+    timestamp: Moment
     state: BlockState = BlockState.COMPLETE
 
 

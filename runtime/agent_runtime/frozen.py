@@ -6,10 +6,29 @@ knows nothing of any particular model; `blocks`, `records`, `events` and `profil
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
 from pydantic.alias_generators import to_camel
+
+
+def _to_the_millisecond(moment: datetime) -> datetime:
+    """UTC, as exact as the JSON is, so that a value equals itself after a trip through it."""
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def _written(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+Moment = Annotated[
+    datetime,
+    AfterValidator(_to_the_millisecond),
+    PlainSerializer(_written, return_type=str, when_used="json"),
+]
+"""A point in time: UTC with milliseconds, in JSON `2026-01-31T12:00:00.000Z`."""
 
 
 class Frozen(BaseModel):

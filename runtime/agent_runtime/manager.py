@@ -14,13 +14,13 @@ import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Final, Literal
 from weakref import WeakValueDictionary
 
 import structlog
 
 from agent_runtime.blocks import Block, Content
+from agent_runtime.clock import now
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import AgentFault, Conflict, NotFound, RuntimeFault
@@ -125,7 +125,7 @@ class SessionManager:
         profile = await self.profile(new.agent_profile_ref)
         agent = self._agent(new.architecture or profile.architecture)
         options = agent.check_options(new.session_options)
-        now = datetime.now(UTC)
+        present = now()
         files = [(path, text.encode()) for path, text in profile.files.items()]
         record = SessionRecord(
             session_id=_session_id(principal, new.idempotency_key),
@@ -135,11 +135,12 @@ class SessionManager:
             agent_profile_reference=profile.profile_id,
             session_options=options,
             metadata=dict(new.metadata),
-            created_at=now,
-            last_activity=now,
+            created_at=present,
+            last_activity=present,
         )
         workspace = {
-            path: file_of(path, content, modified_at=now) for path, content in (*files, *new.workspace_files)
+            path: file_of(path, content, modified_at=present)
+            for path, content in (*files, *new.workspace_files)
         }
         made = await self._create(record, tuple(workspace.values()))
         session = await self._load(record.session_id)

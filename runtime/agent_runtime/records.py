@@ -6,14 +6,13 @@ rules are in `lifecycle`, and where they are kept is behind `ports.PersistenceAd
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field
 
 from agent_runtime.blocks import Content
-from agent_runtime.frozen import Frozen
+from agent_runtime.frozen import Frozen, Moment
 
 
 class Phase(StrEnum):
@@ -35,8 +34,8 @@ class SandboxStatus(Frozen):
     isolation: str
     status: Literal["starting", "ready", "unhealthy", "terminated"]
     restart_count: int = 0
-    started_at: datetime
-    expires_at: datetime | None = None
+    started_at: Moment
+    expires_at: Moment | None = None
 
 
 class RuntimeStatus(Frozen):
@@ -57,7 +56,7 @@ class SandboxRef(Frozen):
     sandbox_id: str
     provider: str
     isolation: str
-    started_at: datetime
+    started_at: Moment
     data: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -85,8 +84,8 @@ class SessionRecord(Frozen):
     session_options: dict[str, Any] = Field(default_factory=dict)
     metadata: dict[str, Any] = Field(default_factory=dict)
     parent_session_id: str | None = None
-    created_at: datetime
-    last_activity: datetime
+    created_at: Moment
+    last_activity: Moment
     agent_session_id: str | None = None
     sandbox: SandboxRef | None = None
     last_sandbox_id: str | None = None
@@ -129,8 +128,8 @@ class Turn(Frozen):
     stop_reason: str | None = None
     error: TurnError | None = None
     content: Content | None = None
-    started_at: datetime
-    ended_at: datetime | None = None
+    started_at: Moment
+    ended_at: Moment | None = None
     usage: Usage | None = None
     cost_usd: float | None = None
     model: str | None = None
@@ -152,7 +151,7 @@ class WorkspaceFile(Frozen):
     path: str
     size_bytes: int
     sha256: str
-    modified_at: datetime
+    modified_at: Moment
     mime_type: str | None = None
     encoding: Literal["utf-8", "base64"] = "utf-8"
     content: str | None = None
@@ -169,8 +168,8 @@ class ClientSession(Frozen):
     metadata: dict[str, Any]
     owner: str | None = None
     parent_session_id: str | None = None
-    created_at: datetime
-    last_activity: datetime
+    created_at: Moment
+    last_activity: Moment
     usage: Usage | None = None
     cost_usd: float | None = None
     model: str | None = None

@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 import structlog
 
+from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event, FileChanged
 from agent_runtime.ports import (
@@ -204,7 +205,7 @@ def _moment(seconds: object) -> datetime:
     """The runner's own clock where it is believable, ours otherwise."""
     if isinstance(seconds, int | float) and 0 <= seconds < _YEAR_3000:
         return datetime.fromtimestamp(seconds, UTC)
-    return datetime.now(UTC)
+    return now()
 
 
 def _text(frame: Frame, name: str) -> str:

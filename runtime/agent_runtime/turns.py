@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
 from typing import Final
 
 from agent_runtime.blocks import BlockState, Content, TextPart, UserMessage
+from agent_runtime.clock import now
 from agent_runtime.events import BlockComplete, BlockStart, TurnEnd, TurnStart
 from agent_runtime.ports import AgentTurnEnded, PersistenceAdapter
 from agent_runtime.recorder import Recorder
@@ -62,7 +62,7 @@ class Turns:
                 message_id=message_id or str(uuid.uuid4()),
                 status=TurnStatus.QUEUED,
                 content=content,
-                started_at=datetime.now(UTC),
+                started_at=now(),
             )
             await self._persistence.save_turn(self._recorder.session_id, turn)
             self._next_index += 1
@@ -86,19 +86,23 @@ class Turns:
 
         An unknown id is a turn that the agent began by itself: it has no message.
         """
-        now = datetime.now(UTC)
+        present = now()
         queued = self._waiting.pop(turn_id, None)
         if queued is None:
-            turn = Turn(turn_id=turn_id, index=self._next_index, status=TurnStatus.RUNNING, started_at=now)
+            turn = Turn(
+                turn_id=turn_id, index=self._next_index, status=TurnStatus.RUNNING, started_at=present
+            )
             self._next_index += 1
             await self._recorder.save_turn(turn)
             self.current = turn
             await self._recorder.publish([TurnStart(turn=turn, turn_id=turn_id)])
             return
         self.said = content = queued.content or ""
-        turn = queued.model_copy(update={"status": TurnStatus.RUNNING, "started_at": now, "content": None})
+        turn = queued.model_copy(
+            update={"status": TurnStatus.RUNNING, "started_at": present, "content": None}
+        )
         block = UserMessage(
-            id=turn_id, turn_id=turn_id, timestamp=now, content=content, message_id=turn.message_id or ""
+            id=turn_id, turn_id=turn_id, timestamp=present, content=content, message_id=turn.message_id or ""
         )
         await self._recorder.save_turn(turn, [self._recorder.conversation.add(block)])
         self.current = turn
@@ -126,10 +130,10 @@ class Turns:
         """
         assert self.current is not None
         assert self.current.turn_id == turn_id
-        now = datetime.now(UTC)
+        present = now()
         recorder = self._recorder
         closing = recorder.conversation.close_open(
-            at=now, turn_id=turn_id, reason=_CLOSED_BY[report.status], everything=everything
+            at=present, turn_id=turn_id, reason=_CLOSED_BY[report.status], everything=everything
         )
         await recorder.publish(closing)
         await settle()
@@ -150,7 +154,7 @@ class Turns:
                 "status": report.status,
                 "stop_reason": report.stop_reason,
                 "error": report.error,
-                "ended_at": datetime.now(UTC),
+                "ended_at": now(),
                 "usage": report.usage,
                 "cost_usd": self._cost(report),
                 "model": report.model,

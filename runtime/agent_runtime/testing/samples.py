@@ -32,7 +32,7 @@ from agent_runtime.ports import StoredBlock
 from agent_runtime.profile import AgentProfile, SubagentProfile
 from agent_runtime.records import SandboxRef, SessionRecord, Turn, TurnError, TurnStatus, Usage, WorkspaceFile
 
-NOON: Final = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+NOON: Final = datetime(2025, 3, 1, 12, 0, 0, 123000, tzinfo=UTC)
 ODD_TEXT: Final = "naïve 日本語 🦊 \"quoted\" 'single' \\ % _ \t\r\n\u2028 \x00 \x7f \ud83e"
 ODD_PATHS: Final = (
     "plain.txt",
@@ -81,7 +81,7 @@ def full_session(session_id: str = "session-1") -> SessionRecord:
         metadata=OPAQUE,
         parent_session_id="parent",
         created_at=NOON.astimezone(timezone(timedelta(hours=5, minutes=30))),
-        last_activity=NOON + timedelta(microseconds=1),
+        last_activity=NOON + timedelta(milliseconds=1),
         agent_session_id="agent-1",
         sandbox=SandboxRef(
             sandbox_id="sb", provider="local", isolation="bubblewrap", started_at=NOON, data=OPAQUE

@@ -66,7 +66,7 @@ class SessionPromises(Promises):
         """Ties go by id downward; a page never ends with an empty one behind it."""
         ages = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
         for index, age in enumerate(ages):
-            at = samples.NOON - timedelta(microseconds=age)
+            at = samples.NOON - timedelta(milliseconds=age)
             await store.create_session(samples.session(f"s{index}", created_at=at))
         order = sorted(range(len(ages)), key=lambda index: (ages[index], -index))
         expected = [f"s{index}" for index in order]
