@@ -22,6 +22,7 @@ from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from tests.adapters.sandboxes.machine import (
     OBEDIENT,
     Inside,
+    death_of,
     inside,
     needs_local_sandboxes,
     needs_root,
@@ -94,7 +95,7 @@ print(os.getppid())
             with pytest.raises(ConnectionResetError):
                 await agent.run(f"os.kill({runner}, 9)")
             await eventually(lambda: processes_of(root) == [])
-            assert not await agent.sandbox.alive()
+            await death_of(agent.sandbox)
             assert await LocalSandboxes(root).list(RUNTIME_ID) == ()
             assert [path.name for path in root.iterdir()] == [".lock"]
 
