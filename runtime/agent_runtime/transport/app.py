@@ -6,6 +6,8 @@ and look for us elsewhere; at cleanup the background work ends and the manager c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -15,15 +17,13 @@ from agent_runtime.errors import InvalidRequest
 from agent_runtime.manager import SessionManager
 from agent_runtime.transport import pages
 from agent_runtime.transport.auth import authenticator_of
-from agent_runtime.transport.call import Transport
+from agent_runtime.transport.call import Transport, read_bytes
 from agent_runtime.transport.engine import SocketServer
-from agent_runtime.transport.guard import Perform, add_headers, authenticated, guard, public
+from agent_runtime.transport.guard import Handler, authenticated, guard, guarded, public
 from agent_runtime.transport.routes import ROUTES
 from agent_runtime.transport.socket import SocketCommands
 
 SOCKET_PATH: Final = "/socket.io/"
-TRANSPORT: Final = web.AppKey("agent_runtime.transport", Transport)
-"""Where a host finds the transport of an application that `build_app` made."""
 
 
 def build_app(manager: SessionManager, config: RuntimeConfig, *, prefix: str = "") -> web.Application:
@@ -33,16 +33,11 @@ def build_app(manager: SessionManager, config: RuntimeConfig, *, prefix: str = "
     of its own, or one without query strings: requests are logged here.
     """
     transport = Transport(manager, config, authenticator_of(config), prefix=prefix)
-    # Bodies are bounded where they are read; this one bound is for those that aiohttp reads itself.
-    app = web.Application(middlewares=[guard(transport)], client_max_size=_packet_bound(config))
-    app[TRANSPORT] = transport
-    app.on_response_prepare.append(add_headers(transport))
-    for route in ROUTES:
-        _add(app, transport, route.method, route.path, route.perform, is_public=route.is_public)
-    for name, path in pages.console_files().items():
-        shown = "/" if name == "index.html" else f"/{name}"
-        _add(app, transport, "GET", shown, pages.console_file(path), is_public=True)
-    _add_sockets(app, transport)
+    server = _socket_server(transport)
+    app = web.Application(middlewares=[guard(transport)])
+    for method, path, handler in _served(transport, server):
+        app.router.add_route(method, path, handler)
+    _live(app, transport, server)
     return app
 
 
@@ -50,45 +45,57 @@ def attach(app: web.Application, manager: SessionManager, config: RuntimeConfig,
     """Mount the runtime in a host's application, before that one starts.
 
     Below `prefix` (`/agents`) everything is the runtime's, Socket.IO at `{prefix}/socket.io`. Without
-    one the runtime answers whatever the host's own routes do not.
+    one the runtime's routes stand beside the host's, and what neither serves is the host's to answer.
     """
     prefix = prefix.rstrip("/")
-    mounted = build_app(manager, config, prefix=prefix)
     if prefix:
-        app.add_subapp(prefix, mounted)
-    else:
-        app.add_domain("*", mounted)
+        app.add_subapp(prefix, build_app(manager, config, prefix=prefix))
+        return
+    transport = Transport(manager, config, authenticator_of(config))
+    server = _socket_server(transport)
+    for method, path, handler in _served(transport, server):
+        app.router.add_route(method, path, guarded(transport, handler))
+    _live(app, transport, server)
 
 
-def _add(
-    app: web.Application, transport: Transport, method: str, path: str, perform: Perform, *, is_public: bool
-) -> None:
-    handler = public(transport, perform) if is_public else authenticated(transport, perform)
-    if method == "GET":
-        app.router.add_get(path, handler)  # HEAD too
-    else:
-        app.router.add_route(method, path, handler)
+def _served(transport: Transport, server: SocketServer) -> Iterator[tuple[str, str, Handler]]:
+    """Everything that is served: method, path, handler."""
+    for route in ROUTES:
+        enter = public if route.is_public else authenticated
+        yield route.method, route.path, enter(transport, route.perform)
+        if route.method == "GET" and route.has_end:
+            yield "HEAD", route.path, enter(transport, route.perform)
+    for name, file in pages.console_files().items():
+        yield "GET", "/" if name == "index.html" else f"/{name}", public(transport, pages.console_file(file))
 
-
-def _add_sockets(app: web.Application, transport: Transport) -> None:
-    config = transport.config
-    server = SocketServer(
-        transport.tasks,
-        max_packet_bytes=_packet_bound(config),
-        backlog_bytes=config.viewer_backlog_bytes,
-        origins=config.cors_origins,
-        on_slow=transport.metrics.slow_consumers.inc,
-    )
-    SocketCommands(transport, server)
-
-    async def serve(request: web.Request) -> web.StreamResponse:
+    async def serve_socket(request: web.Request) -> web.StreamResponse:
         if "j" in request.query:
             raise InvalidRequest("JSONP is not served.", code="malformed_request")
         answer: web.StreamResponse = await server.handle_request(request)
         return answer
 
     for method in ("GET", "POST", "OPTIONS"):
-        app.router.add_route(method, SOCKET_PATH, serve)
+        yield method, SOCKET_PATH, serve_socket
+
+
+def _socket_server(transport: Transport) -> SocketServer:
+    config = transport.config
+    # Room for a message over the bound to be read and refused by name, and no more.
+    packet_bound = 4 * config.max_message_bytes + 64 * 1024
+    server = SocketServer(
+        transport.tasks,
+        max_packet_bytes=packet_bound,
+        read_body=partial(read_bytes, limit=packet_bound, within_s=config.body_timeout_s),
+        backlog_bytes=config.viewer_backlog_bytes,
+        origins=config.cors_origins,
+        on_slow=transport.metrics.slow_consumers.inc,
+    )
+    SocketCommands(transport, server)
+    return server
+
+
+def _live(app: web.Application, transport: Transport, server: SocketServer) -> None:
+    """Tie the transport's life to the application's."""
 
     async def open_all(_app: web.Application) -> None:
         await transport.manager.open()
@@ -107,8 +114,3 @@ def _add_sockets(app: web.Application, transport: Transport) -> None:
     app.on_startup.append(open_all)
     app.on_shutdown.append(end_connections)
     app.on_cleanup.append(close_all)
-
-
-def _packet_bound(config: RuntimeConfig) -> int:
-    """Room for a message over the bound to be read and refused by name, and no more."""
-    return 4 * config.max_message_bytes + 64 * 1024

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -20,6 +20,8 @@ from agent_runtime.ports import Authenticator, Principal
 from agent_runtime.tasks import Tasks
 from agent_runtime.transport import payloads, wire
 from agent_runtime.transport.metrics import Metrics
+
+_CORS_EXPOSED: Final = "ETag, Location, Idempotency-Replayed, Retry-After, X-Request-Id"
 
 Model = TypeVar("Model", bound=payloads.Payload)
 
@@ -36,6 +38,23 @@ class Transport:
     prefix: str = ""
     is_closing: bool = False
     streams: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def allowed_origin(self, request: web.Request) -> str | None:
+        """The foreign origin that a page calls from, where it may."""
+        origin = request.headers.get("Origin")
+        return origin if origin in self.config.cors_origins else None
+
+    def headers(self, request: web.Request) -> dict[str, str]:
+        """What every answer to this request says, beside what it says itself."""
+        said = {"X-Content-Type-Options": "nosniff"}
+        origin = self.allowed_origin(request)
+        if origin is not None:
+            said |= {
+                "Access-Control-Allow-Origin": origin,
+                "Access-Control-Expose-Headers": _CORS_EXPOSED,
+                "Vary": "Origin",
+            }
+        return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +99,37 @@ class Call:
         Raises `InvalidRequest`: `unsupported_media_type`, `body_too_large`, `malformed_json`,
         `request_timeout`, or one that names the wrong fields.
         """
-        data = await self._bytes(limit or self._message_body_limit())
+        config = self.config
+        data = await read_bytes(
+            self.request, limit or _message_body_limit(config), within_s=config.body_timeout_s
+        )
         if not data:
             return payloads.read(model, {})
         if self.request.content_type != wire.JSON_TYPE:
             raise InvalidRequest("The body must be application/json.", code="unsupported_media_type")
         return payloads.read(model, wire.load(data))
 
-    def _message_body_limit(self) -> int:
-        # JSON writes a character of one byte with up to six; the message itself is measured after.
-        return 6 * self.config.max_message_bytes + 4096
 
-    async def _bytes(self, limit: int) -> bytes:
-        declared = self.request.content_length
-        if declared is not None and declared > limit:
-            raise _too_large(limit)
-        data = bytearray()
-        try:
-            async with asyncio.timeout(self.config.body_timeout_s):
-                async for piece in self.request.content.iter_any():
-                    data += piece
-                    if len(data) > limit:
-                        raise _too_large(limit)
-        except TimeoutError as error:
-            raise InvalidRequest("The body did not arrive in time.", code="request_timeout") from error
-        except (HttpProcessingError, web.RequestPayloadError) as error:
-            raise InvalidRequest("The body cannot be read.", code="malformed_request") from error
-        return bytes(data)
+async def read_bytes(request: web.Request, limit: int, *, within_s: float) -> bytes:
+    """A request's whole body, bounded in bytes (after decompression) and seconds.
+
+    Raises `InvalidRequest`: `body_too_large`, `request_timeout`, `malformed_request`.
+    """
+    declared = request.content_length
+    if declared is not None and declared > limit:
+        raise _too_large(limit)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(within_s):
+            async for piece in request.content.iter_any():
+                data += piece
+                if len(data) > limit:
+                    raise _too_large(limit)
+    except TimeoutError as error:
+        raise InvalidRequest("The body did not arrive in time.", code="request_timeout") from error
+    except (HttpProcessingError, web.RequestPayloadError) as error:
+        raise InvalidRequest("The body cannot be read.", code="malformed_request") from error
+    return bytes(data)
 
 
 def json_response(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -117,6 +140,11 @@ def json_response(value: Any, *, status: int = 200, headers: dict[str, str] | No
         content_type=wire.JSON_TYPE,
         headers={"Cache-Control": "no-store"} | (headers or {}),
     )
+
+
+def _message_body_limit(config: RuntimeConfig) -> int:
+    # JSON writes a character of one byte with up to six; the message itself is measured after.
+    return 6 * config.max_message_bytes + 4096
 
 
 def _too_large(limit: int) -> InvalidRequest:

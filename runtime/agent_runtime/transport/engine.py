@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from io import BytesIO
 from typing import Any, Final
 
 import engineio  # type: ignore[import-untyped]
-import socketio  # type: ignore[import-untyped]
+import socketio
 from aiohttp import web
 from engineio.async_drivers.aiohttp import WebSocket, translate_request  # type: ignore[import-untyped]
 from engineio.packet import MESSAGE  # type: ignore[import-untyped]
@@ -39,6 +39,9 @@ _POLLED_FRAMES: Final = 1000
 """A page that flushes what it buffered sends all of it in one body; the library drops all over 16."""
 
 
+ReadBody = Callable[[web.Request], Awaitable[bytes]]
+
+
 class FastJson:
     """The JSON module of our packets: fast, and never at a loss for an encoding."""
 
@@ -56,6 +59,7 @@ class FastJson:
 class StrictPacket(sio_packet.Packet):  # type: ignore[misc]
     """A packet whose reading never fails: what is not an ordinary one becomes the event `malformed`."""
 
+    packet_type: int
     uses_binary_events = False
     json = FastJson
 
@@ -138,10 +142,11 @@ class GuardedWebSocket(WebSocket):  # type: ignore[misc]
 class Engine(engineio.AsyncServer):  # type: ignore[misc]
     """The connections below Socket.IO."""
 
-    def __init__(self, tasks: Tasks, **options: Any) -> None:
+    def __init__(self, tasks: Tasks, read_body: ReadBody, **options: Any) -> None:
         super().__init__(async_mode="aiohttp", **options)
         driver: dict[str, Any] = self._async  # type: ignore[has-type]
-        self._async = driver | {"websocket": GuardedWebSocket, "translate_request": _whole_request}
+        self._async = driver | {"websocket": GuardedWebSocket, "translate_request": self._whole_request}
+        self._read_body = read_body
         self.wires: dict[str, asyncio.Transport | None] = {}
         self._tasks = tasks
 
@@ -153,6 +158,19 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         """Every task of the library is owned."""
         return self._tasks.spawn(target(*args))
 
+    async def _whole_request(self, request: web.Request) -> dict[str, Any]:
+        """The request as the library wants it, its body whole.
+
+        The library reads once, which gives only what has arrived so far.
+        """
+        environ: dict[str, Any] = translate_request(request)
+        if request.method == "POST":
+            body = await self._read_body(request)
+            _check_polled(body)
+            environ["wsgi.input"] = _Body(body)
+            environ["CONTENT_LENGTH"] = str(len(body))
+        return environ
+
 
 class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     """Socket.IO with bounded, synchronous delivery.
@@ -160,6 +178,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     Args:
         tasks: the owner of whatever runs in the background.
         max_packet_bytes: the largest packet that is read; a larger one ends its connection.
+        read_body: reads the body of a long-polling request within its bounds.
         backlog_bytes: how many bytes of live events may wait for one connection.
         origins: foreign origins that may connect; the server's own always may.
         on_slow: told the connection that was closed because it did not take what it was sent.
@@ -170,6 +189,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         tasks: Tasks,
         *,
         max_packet_bytes: int,
+        read_body: ReadBody,
         backlog_bytes: int,
         origins: tuple[str, ...],
         on_slow: Callable[[], None],
@@ -187,6 +207,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             cors_allowed_origins=list(origins) or None,
             cors_credentials=False,
             tasks=tasks,
+            read_body=read_body,
         )
 
     def _engineio_server_class(self) -> type[Engine]:
@@ -263,20 +284,6 @@ def _check_polled(body: bytes) -> None:
         frames = []
     if not 0 < len(frames) <= _POLLED_FRAMES or not all(map(_is_frame, frames)):
         raise InvalidRequest("The body is not Engine.IO packets.", code="malformed_request")
-
-
-async def _whole_request(request: web.Request) -> dict[str, Any]:
-    """The request as the library wants it, its body read whole and within the bound that it states.
-
-    The library reads once, which gives only what has arrived so far.
-    """
-    environ: dict[str, Any] = translate_request(request)
-    if request.method == "POST":
-        body = await request.read()
-        _check_polled(body)
-        environ["wsgi.input"] = _Body(body)
-        environ["CONTENT_LENGTH"] = str(len(body))
-    return environ
 
 
 class _Body:

@@ -26,7 +26,6 @@ Perform = Callable[[Call], Awaitable[web.StreamResponse]]
 _REQUEST_ID: Final = "X-Request-Id"
 _CORS_METHODS: Final = "GET, POST, PATCH, PUT, DELETE"
 _CORS_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, If-None-Match, If-Match, Last-Event-ID"
-_CORS_EXPOSED: Final = "ETag, Location, Idempotency-Replayed, Retry-After, X-Request-Id"
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +56,7 @@ def guard(transport: Transport) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.monotonic()
         request_id = secrets.token_hex(8)
-        origin = _allowed_origin(transport, request)
+        origin = transport.allowed_origin(request)
         if origin is not None and _is_preflight(request):
             return web.Response(status=204, headers=_preflight_headers(origin))
         response = await _answer(transport, request, handler, request_id)
@@ -67,20 +66,14 @@ def guard(transport: Transport) -> Middleware:
     return middleware
 
 
-def add_headers(
-    transport: Transport,
-) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """What puts headers on every answer; a signal, because a stream's are gone before it returns."""
+def guarded(transport: Transport, handler: Handler) -> Handler:
+    """One handler with all that `guard` does, for an application whose other routes are not ours."""
+    middleware = guard(transport)
 
-    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        origin = _allowed_origin(transport, request)
-        if origin is not None:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
-            response.headers.add("Vary", "Origin")
+    async def performed(request: web.Request) -> web.StreamResponse:
+        return await middleware(request, handler)
 
-    return prepare
+    return performed
 
 
 def problem_response(fault: RuntimeFault, *, headers: dict[str, str] | None = None) -> web.Response:
@@ -110,8 +103,10 @@ async def _answer(
     except Exception:
         _log.exception("a request failed", request_id=request_id, method=request.method)
         response = problem_response(RuntimeFault("Something went wrong here."))
-    if not response.prepared:
+    if not response.prepared:  # a stream's headers are gone; it has put on its own
         response.headers[_REQUEST_ID] = request_id
+        for name, value in transport.headers(request).items():
+            response.headers.setdefault(name, value)
     return response
 
 
@@ -153,11 +148,6 @@ def _note(
         status=response.status,
         took_ms=round(took_s * 1000, 1),
     )
-
-
-def _allowed_origin(transport: Transport, request: web.Request) -> str | None:
-    origin = request.headers.get("Origin")
-    return origin if origin in transport.config.cors_origins else None
 
 
 def _is_preflight(request: web.Request) -> bool:

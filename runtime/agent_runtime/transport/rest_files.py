@@ -31,7 +31,7 @@ async def get_file(call: Call) -> web.StreamResponse:
     file = await call.manager.file(call.principal, call.session_id, _path(call))
     tag = f'"{file.sha256}"'
     as_object = call.request.headers.get("Accept", "").split(",")[0].split(";")[0].strip() == wire.JSON_TYPE
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization"}
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization, Origin"}
     if _is_known(call.request.headers.get("If-None-Match", ""), tag):
         return web.Response(status=304, headers=headers)
     if as_object:

@@ -13,7 +13,8 @@ from agent_runtime.transport.payloads import Payload
 class Route:
     """One route: what it takes, and what it gives when all goes well.
 
-    `gives` is a model, or a media type for what is not JSON; None for an empty answer.
+    `gives` is a model, or a media type for what is not JSON; None for an empty answer. `streams`: the
+    turn's events instead, where the caller accepts those. `has_end` False: an answer without an end.
     """
 
     method: str
@@ -26,5 +27,6 @@ class Route:
     status: int = 200
     is_public: bool = False
     streams: bool = False
+    has_end: bool = True
     conditional: bool = False
     idempotent_by_key: bool = False

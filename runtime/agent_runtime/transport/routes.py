@@ -130,6 +130,7 @@ _TURNS: Final = (
         says="All events, from Last-Event-ID (or ?after=) or a snapshot on.",
         query=payloads.EventsQuery,
         gives=wire.SSE_TYPE,
+        has_end=False,
     ),
 )
 

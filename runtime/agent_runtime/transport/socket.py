@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
-from socketio.exceptions import ConnectionRefusedError as Refused  # type: ignore[import-untyped]
+from socketio.exceptions import ConnectionRefusedError as Refused
 
 from agent_runtime.errors import InvalidRequest, RateLimited, RuntimeFault
 from agent_runtime.events import Position, Replay

@@ -71,7 +71,8 @@ class _Stream:
     @classmethod
     async def open(cls, call: Call, content_type: str) -> _Stream:
         response = web.StreamResponse(
-            headers={"Content-Type": content_type, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            headers=call.transport.headers(call.request)
+            | {"Content-Type": content_type, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         await response.prepare(call.request)
         return cls(call, response)
