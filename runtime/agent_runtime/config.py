@@ -41,6 +41,7 @@ class RuntimeConfig:
         max_message_bytes: a message's content. max_file_bytes: one file, and a request with files.
         block_page: blocks in a snapshot or a page. viewer_backlog_bytes: live events that may wait
         for one connection before it is closed as `slow_consumer`. max_joined_sessions: per connection.
+        connect_timeout_s: from a connection's first byte to its credentials.
         heartbeat_s: silence after which an event stream gets a sign of life. body_timeout_s: for
         reading one request. cors_origins: foreign origins whose pages may call (`https://host`).
 
@@ -66,6 +67,7 @@ class RuntimeConfig:
     block_page: int = 50
     viewer_backlog_bytes: int = 8 * _MIB
     max_joined_sessions: int = 256
+    connect_timeout_s: float = 45.0
     heartbeat_s: float = 15.0
     body_timeout_s: float = 30.0
     cors_origins: tuple[str, ...] = ()

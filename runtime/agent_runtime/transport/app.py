@@ -87,6 +87,7 @@ def _socket_server(transport: Transport) -> SocketServer:
         max_packet_bytes=packet_bound,
         read_body=partial(read_bytes, limit=packet_bound, within_s=config.body_timeout_s),
         backlog_bytes=config.viewer_backlog_bytes,
+        connect_within_s=config.connect_timeout_s,
         origins=config.cors_origins,
         on_slow=transport.metrics.slow_consumers.inc,
     )

@@ -92,7 +92,7 @@ def authenticator_of(config: RuntimeConfig) -> Authenticator:
     if config.open_access:
         return OpenAccess()
     token = new_token()
-    _log.warning("no authenticator is configured: this token was made for this run", token=token)
+    _log.warning("token_made_for_this_run", token=token)
     return TokenAuthenticator(token)
 
 
@@ -123,7 +123,7 @@ async def identify(authenticator: Authenticator, credentials: Credentials) -> Pr
     except RuntimeFault:
         raise
     except Exception as error:
-        _log.exception("the authenticator failed")
+        _log.exception("authenticator_failed")
         raise Unauthenticated("The caller could not be authenticated.", retryable=True) from error
     if principal is None:
         raise Unauthenticated("A valid token is needed: Authorization: Bearer <token>.")

@@ -35,6 +35,7 @@ _RESERVED: Final = frozenset({"connect", "disconnect", "*"})
 _NAMESPACE: Final = "/"
 _DIGITS: Final = tuple("0123456")
 _CONTROL_CHARS: Final = 16
+_FAREWELL_S: Final = 2.0
 _POLLED_FRAMES: Final = 1000
 """A page that flushes what it buffered sends all of it in one body; the library drops all over 16."""
 
@@ -125,11 +126,22 @@ class GuardedWebSocket(WebSocket):  # type: ignore[misc]
     async def __call__(self, environ: dict[str, Any]) -> Any:
         """Serve the connection until it ends."""
         eio_sid = self.handler.__self__.sid
-        self.server.wires[eio_sid] = environ["aiohttp.request"].transport
+        self._transport = environ["aiohttp.request"].transport
+        self.server.wires[eio_sid] = self
         try:
             return await super().__call__(environ)
         finally:
             self.server.wires.pop(eio_sid, None)
+
+    async def cut(self, reason: str) -> None:
+        """Say why and end, whether the other side reads or not."""
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._sock.close(code=wire.CUT_CODE, message=reason.encode())
+        except (TimeoutError, ConnectionError):
+            pass  # it does not even take that
+        if self._transport is not None:
+            self._transport.abort()
 
     async def wait(self) -> Any:
         """The next frame. Raises OSError where the connection is over or nonsense came."""
@@ -147,7 +159,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         driver: dict[str, Any] = self._async  # type: ignore[has-type]
         self._async = driver | {"websocket": GuardedWebSocket, "translate_request": self._whole_request}
         self._read_body = read_body
-        self.wires: dict[str, asyncio.Transport | None] = {}
+        self.wires: dict[str, GuardedWebSocket] = {}
         self._tasks = tasks
 
     def create_queue(self, *_: Any, **__: Any) -> Backlog:
@@ -180,6 +192,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         max_packet_bytes: the largest packet that is read; a larger one ends its connection.
         read_body: reads the body of a long-polling request within its bounds.
         backlog_bytes: how many bytes of live events may wait for one connection.
+        connect_within_s: a connection without credentials by then is ended.
         origins: foreign origins that may connect; the server's own always may.
         on_slow: told the connection that was closed because it did not take what it was sent.
     """
@@ -191,11 +204,13 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         max_packet_bytes: int,
         read_body: ReadBody,
         backlog_bytes: int,
+        connect_within_s: float,
         origins: tuple[str, ...],
         on_slow: Callable[[], None],
     ) -> None:
         self._tasks = tasks
         self._backlog_bytes = backlog_bytes
+        self._connect_within_s = connect_within_s
         self._on_slow = on_slow
         Payload.max_decode_packets = _POLLED_FRAMES
         logger = logging.getLogger(__name__)
@@ -216,6 +231,17 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     def start_background_task(self, target: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
         """Every task of the library is owned."""
         return self._tasks.spawn(target(*args))
+
+    async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        await super()._handle_eio_connect(eio_sid, environ)
+        asyncio.get_running_loop().call_later(self._connect_within_s, self._expect_connected, eio_sid)
+
+    def _expect_connected(self, eio_sid: str) -> None:
+        connection = self.eio.sockets.get(eio_sid)
+        if connection is None or connection.closed:
+            return
+        if self.manager.sid_from_eio_sid(eio_sid, _NAMESPACE) is None:
+            self._tasks.spawn(self._cut(connection, "not_connected"))
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         await super()._handle_eio_disconnect(eio_sid, reason)
@@ -264,9 +290,9 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         while not connection.queue.empty():
             connection.queue.get_nowait()
         connection.queue.put_nowait(None)
-        transport = self.eio.wires.get(connection.sid)
-        if transport is not None:
-            transport.abort()
+        socket = self.eio.wires.get(connection.sid)
+        if socket is not None:
+            await socket.cut(reason)
 
 
 def _is_frame(text: str) -> bool:

@@ -101,7 +101,7 @@ async def _answer(
     except web.HTTPException as raised:
         response = await _translated(transport, request, raised)
     except Exception:
-        _log.exception("a request failed", request_id=request_id, method=request.method)
+        _log.exception("request_failed", request_id=request_id, method=request.method)
         response = problem_response(RuntimeFault("Something went wrong here."))
     if not response.prepared:  # a stream's headers are gone; it has put on its own
         response.headers[_REQUEST_ID] = request_id

@@ -80,7 +80,7 @@ class SocketCommands:
         if viewer is not None and viewer.unwatch is not None:
             viewer.unwatch()
         self._metrics.connections.set(len(self._viewers))
-        _log.info("a viewer is gone", connection=sid, reason=reason)
+        _log.info("viewer_gone", connection=sid, reason=reason)
 
     async def _command(self, name: str, sid: str, *arguments: Any) -> dict[str, Any]:
         """Perform any command; whatever happens, the answer is an object with `ok`."""
@@ -97,7 +97,7 @@ class SocketCommands:
             self._metrics.commands.labels(known, fault.code).inc()
             return {"ok": False, "error": wire.problem(fault)}
         except Exception:
-            _log.exception("a command failed", command=known)
+            _log.exception("command_failed", command=known)
             self._metrics.commands.labels(known, "internal").inc()
             return {"ok": False, "error": wire.problem(RuntimeFault("Something went wrong here."))}
         self._metrics.commands.labels(known, "ok").inc()

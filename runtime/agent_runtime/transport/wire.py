@@ -37,6 +37,8 @@ SESSION_EVENT: Final = {
 
 SLOW_CONSUMER: Final = "slow_consumer"
 """Why a connection was closed that did not take what it was sent."""
+CUT_CODE: Final = 4008
+"""The code of the WebSocket close frame that says why; its client joins again from its position."""
 
 PROBLEM_TYPE: Final = "application/problem+json"
 SSE_TYPE: Final = "text/event-stream"

@@ -216,6 +216,13 @@ async def test_before_it_is_connected_a_client_commands_nothing() -> None:
         assert (await socket.receive_str()).startswith("40")
 
 
+async def test_whoever_shows_no_token_in_time_is_sent_away() -> None:
+    async with world(connect_timeout_s=0.1) as w, raw_socket(w) as known, raw_socket(w, None) as silent:
+        message = await silent.receive()
+        assert (message.type, message.extra) == (aiohttp.WSMsgType.CLOSE, "not_connected")
+        assert await ack(known, '421["sessions:unwatch"]') == {"ok": True}
+
+
 async def test_a_foreign_page_is_not_let_in_unless_it_is_named() -> None:
     async with world(cors_origins=("https://good.example",)) as w:
         path = f"{w.url}/socket.io/?EIO=4&transport=polling"
@@ -288,6 +295,10 @@ async def test_a_viewer_that_does_not_read_is_closed_and_others_go_on() -> None:
         assert b"agent_runtime_slow_consumers_total 1.0" in text
         assert other.seqs == list(range(1, 401))
         transport.resume_reading()
+        async with asyncio.timeout(5):
+            while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
+                pass
+        assert (message.type, message.data, message.extra) == (aiohttp.WSMsgType.CLOSE, 4008, "slow_consumer")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -232,6 +232,25 @@ async def test_long_polling_does_the_same() -> None:
         assert viewer.seqs == list(range(1, len(viewer.seqs) + 1))
 
 
+async def test_a_connection_that_grows_from_polling_to_websocket_loses_nothing() -> None:
+    async with world() as w, w.viewer(transports=["polling", "websocket"]) as viewer:
+        session = await w.session()
+        await join(viewer, session)
+        await chatter(w, session, 50)
+        await eventually(lambda: viewer.seqs[-1:] == [200])
+        assert viewer.client.transport() == "websocket"
+        assert viewer.seqs == list(range(1, 201))
+
+
+async def test_a_server_that_closes_lets_its_clients_come_back_by_themselves() -> None:
+    reasons: list[str] = []
+    async with world() as w, w.viewer() as viewer:
+        viewer.client.on("disconnect", reasons.append)
+        await w.close()
+        await eventually(lambda: reasons)
+    assert reasons[0] != "server disconnect", "after that one clients stay away"
+
+
 async def test_fifty_polled_commands_at_once_all_arrive() -> None:
     async with world() as w, w.viewer(transports=["polling"]) as viewer:
         session = await w.session()

@@ -6,7 +6,7 @@ whatever the test `says`: events, and the end of the turn.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -213,6 +213,7 @@ class World:
     manager: SessionManager
     sandboxes: ScriptedSandboxes
     http: aiohttp.ClientSession
+    close: Callable[[], Awaitable[None]]
 
     @property
     def log(self) -> MemoryEventLog:
@@ -312,7 +313,7 @@ async def world(
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
         async with aiohttp.ClientSession() as http:
-            yield World(url, manager, sandboxes, http)
+            yield World(url, manager, sandboxes, http, runner.cleanup)
     finally:
         await runner.cleanup()
 
