@@ -21,10 +21,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# all of them, or: make bench B=first_block
 bench: $(READY)
 	@$(BIN)/python tools/prepare.py demo
-	$(BIN)/python bench/first_block.py
-	$(BIN)/python bench/memory.py
+	$(BIN)/python bench $(B)
 
 fmt: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,179 @@
+"""What the model gateway costs: a request and a streamed MiB through it, beside a direct connection.
+
+The gateway runs in a process of its own, so that its processor time can be told from the client's
+and the model's. A short answer shows what a request costs; long ones what bytes cost, in large
+pieces and in pieces of a token's size, where each event is a write of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+
+from agent_runtime.gateway.anthropic import AnthropicGateway
+from figures import save, summary, table
+from served import process, scripted_model
+
+REQUESTS_A_RUN = 100
+REQUEST_BYTES = 100_000
+"""An agent's first request, with its tools and instructions, is about so long."""
+MIB = 1024 * 1024
+STREAMS = {
+    "large pieces": f"[[script:big n={8 * MIB}]]",
+    "token-sized pieces": "[[script:slow n=20000 delay=0]]",
+}
+DIRECT, THROUGH = "direct", "through the gateway"
+
+
+@dataclass
+class Samples:
+    """Of one way. Seconds; `cpu` is the gateway's own, a MiB or a request."""
+
+    first_byte: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to the model."""
+
+    client: aiohttp.ClientSession
+    url: str
+
+    async def ask(self, prompt: str, padding: int) -> tuple[float, float, int]:
+        """Seconds to the first byte and to the last of a streamed answer, and its size."""
+        body = {
+            "model": "scripted",
+            "max_tokens": 100,
+            "stream": True,
+            "system": "x" * padding,
+            "messages": [{"role": "user", "content": prompt}],
+        }
+        size = 0
+        began = time.perf_counter()
+        first = 0.0
+        async with self.client.post(f"{self.url}/v1/messages", json=body) as response:
+            response.raise_for_status()
+            async for piece in response.content.iter_any():
+                first = first or time.perf_counter() - began
+                size += len(piece)
+        return first, time.perf_counter() - began, size
+
+
+@asynccontextmanager
+async def ways(model_url: str) -> AsyncIterator[tuple[dict[str, Way], int]]:
+    """Both ways to the model, and the gateway's process."""
+    with TemporaryDirectory(prefix="agent-runtime-bench-gateway-") as folder:
+        async with process(sys.executable, __file__, "--serve", model_url, "--run-dir", folder) as (
+            child,
+            ready,
+        ):
+            connector = aiohttp.UnixConnector(ready["socket"])
+            token = {"x-api-key": ready["token"]}
+            async with (
+                aiohttp.ClientSession() as direct,
+                aiohttp.ClientSession(connector=connector, headers=token) as through,
+            ):
+                yield {DIRECT: Way(direct, model_url), THROUGH: Way(through, "http://localhost")}, child.pid
+
+
+async def measure(runs: int) -> tuple[dict[str, Samples], dict[str, dict[str, Samples]]]:
+    """Requests, and streams by their kind; both ways in each round, in turning order."""
+    requests: dict[str, Samples] = defaultdict(Samples)
+    streams: dict[str, dict[str, Samples]] = {kind: defaultdict(Samples) for kind in STREAMS}
+    async with scripted_model() as model_url, ways(model_url) as (both, gateway):
+        for way in both.values():
+            await _requests(way, gateway, Samples())
+        for run in range(runs):
+            for name, way in list(both.items())[:: 1 if run % 2 else -1]:
+                await _requests(way, gateway, requests[name])
+                for kind, prompt in STREAMS.items():
+                    await _stream(way, gateway, prompt, streams[kind][name])
+    return requests, streams
+
+
+async def _requests(way: Way, gateway: int, into: Samples) -> None:
+    spent = cpu_seconds(gateway)
+    for _ in range(REQUESTS_A_RUN):
+        first, whole, _ = await way.ask("[[script:text]]", REQUEST_BYTES)
+        into.first_byte.append(first)
+        into.whole.append(whole)
+    into.cpu.append((cpu_seconds(gateway) - spent) / REQUESTS_A_RUN)
+
+
+async def _stream(way: Way, gateway: int, prompt: str, into: Samples) -> None:
+    spent = cpu_seconds(gateway)
+    _, whole, size = await way.ask(prompt, 0)
+    into.whole.append(whole / size * MIB)
+    into.cpu.append((cpu_seconds(gateway) - spent) / size * MIB)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of all threads of a process; Linux only."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+def tell(requests: dict[str, Samples], streams: dict[str, dict[str, Samples]]) -> dict[str, Any]:
+    """Print it; return what is kept. Milliseconds."""
+    told: dict[str, Any] = {"unit": "ms", "request": {}, "streamed_mib": {}}
+    rows: list[list[object]] = []
+    for name, samples in requests.items():
+        parts = {"first_byte": samples.first_byte, "whole": samples.whole, "gateway_cpu": samples.cpu}
+        told["request"][name] = figures = {part: summary(values, 1000) for part, values in parts.items()}
+        first = figures["first_byte"]
+        rows.append(
+            [name, first["median"], first["p99"], *(figures[p]["median"] for p in ("whole", "gateway_cpu"))]
+        )
+    head = ["way", "first byte, median", "p99", "whole answer", "gateway's CPU"]
+    table(f"One request of {REQUEST_BYTES // 1000} kB with a short answer, ms", head, sorted(rows, key=str))
+    rows = []
+    for kind, ways_ in streams.items():
+        told["streamed_mib"][kind] = {}
+        for name, samples in sorted(ways_.items()):
+            figures = {"wall": summary(samples.whole, 1000), "gateway_cpu": summary(samples.cpu, 1000)}
+            told["streamed_mib"][kind][name] = figures
+            wall = figures["wall"]
+            row = (wall["median"], wall["min"], wall["max"], figures["gateway_cpu"]["median"])
+            rows.append([f"{kind}, {name}", *row])
+    table("One streamed MiB, ms", ["way", "median", "min", "max", "gateway's CPU"], rows)
+    return told
+
+
+async def serve(model_url: str, run_dir: Path) -> None:
+    """The gateway alone, until it is ended."""
+    gateway = AnthropicGateway(model_url, "sk-ant-bench", None, run_dir)
+    endpoint = await gateway.open("bench")
+    sys.stdout.write(json.dumps({"socket": str(endpoint.socket), "token": endpoint.token}) + "\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run it from the command line; `--serve` is how it starts its own gateway."""
+    parser = argparse.ArgumentParser(prog="gateway", description=__doc__)
+    parser.add_argument("--runs", type=int, default=10, help="rounds (default: 10)")
+    parser.add_argument("--serve", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.serve:
+        asyncio.run(serve(options.serve, options.run_dir))
+    else:
+        save("gateway", tell(*asyncio.run(measure(options.runs))))
+
+
+if __name__ == "__main__":
+    main()
