@@ -60,7 +60,7 @@ async def demo(settings: Settings, *, once: bool) -> int:
         _tell_files(console, shown.files)
         for promise in missing:
             console.print(f"[red]did not happen:[/] {promise}")
-        console.print(f"\n[bold]console[/]  {served.console}", soft_wrap=True)
+        console.print(f"\n[bold]console[/]  {served.console}&session={shown.session_id}", soft_wrap=True)
         if not once:
             console.print("[dim]Serving until Ctrl-C.[/]")
             await _interrupted()
@@ -71,6 +71,7 @@ class _Shown:
     """What came over the wire in the one turn."""
 
     def __init__(self) -> None:
+        self.session_id = ""
         self.blocks: list[dict[str, Any]] = []
         self.files: list[dict[str, Any]] = []
         self.status = "not over"
@@ -91,7 +92,7 @@ async def _show(served: Served, renderer: Renderer) -> _Shown:
     async with aiohttp.ClientSession(served.url, headers=headers) as http:
         new = {"agentProfileRef": "default", "name": "Demo"}
         async with http.post("/api/sessions", json=new) as response:
-            session_id = (await response.json())["sessionId"]
+            session_id = shown.session_id = (await response.json())["sessionId"]
         client = socketio.AsyncClient()
 
         async def on_event(_: str, envelope: dict[str, Any]) -> None:
