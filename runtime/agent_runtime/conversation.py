@@ -8,7 +8,7 @@ joining viewer gets is `Snapshot`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -16,13 +16,11 @@ from typing import Any, Final
 from agent_runtime.blocks import (
     BLOCK,
     MAIN,
-    AssistantText,
     Block,
     BlockState,
     Subagent,
     SubagentStatus,
     TextBlock,
-    Thinking,
     ToolResult,
     ToolStatus,
     ToolUse,
@@ -82,6 +80,7 @@ class Conversation:
         self._has_older = has_older
         self._open: dict[str, None] = {}
         self._unanswered: dict[str, str] = {}
+        self._answers: dict[str, str] = {}
         self._subagents: dict[str, None] = {}
         for entry in stored:
             self._note(entry.block)
@@ -90,7 +89,8 @@ class Conversation:
         """Fold one event in. Returns the id of a block whose stored form is now out of date, or None.
 
         Deltas do not count: a block is stored when it is complete, and again when it is updated.
-        Events about blocks that are not held are ignored.
+        Never raises: events about blocks that are not held, deltas for a block that is not open and
+        updates that make no block are ignored.
         """
         match event:
             case TextDelta():
@@ -140,23 +140,34 @@ class Conversation:
             block = self._held[block_id].whole()
             if block.conversation_id not in going_on:
                 ended.append(_completed(block.model_copy(update={"state": BlockState.ABORTED}), turn_id))
-        for block_id in self._unanswered.values():
+        for tool_use_id, block_id in self._unanswered.items():
             block = self._held[block_id].whole()
-            if isinstance(block, ToolUse) and block.conversation_id not in going_on:
+            if not isinstance(block, ToolUse) or block.tool_use_id != tool_use_id:
+                continue  # the agent made something else of it
+            if block.conversation_id not in going_on:
                 ended += _cancelled_tool(block, at, turn_id, reason)
         for subagent in self.subagents():
             if subagent.status in _LIVE_SUBAGENT and subagent.subagent_id not in going_on:
                 ended.append(_updated(subagent, {"status": SubagentStatus.CANCELLED.value}, turn_id))
         return ended
 
-    def trim(self, keep: int) -> None:
-        """Let go of the oldest blocks beyond `keep` that nothing waits for; they must be stored."""
+    def trim(self, keep: int, *, unsaved: Collection[str]) -> None:
+        """Let go of the oldest blocks beyond `keep` that are stored and that nothing waits for.
+
+        Subagents stay: a snapshot names them all.
+        """
         surplus = len(self._held) - keep
+        if surplus <= 0:
+            return
         waiting = self._open.keys() | set(self._unanswered.values()) | self._subagents.keys()
-        for block_id in list(self._held)[: max(0, surplus)]:
-            if block_id not in waiting:
-                del self._held[block_id]
+        for block_id in list(self._held)[:surplus]:
+            if block_id not in waiting and block_id not in unsaved:
+                self._forget(self._held.pop(block_id).block)
                 self._has_older = True
+
+    def _forget(self, block: Block) -> None:
+        if isinstance(block, ToolResult) and self._answers.get(block.tool_use_id) == block.id:
+            del self._answers[block.tool_use_id]
 
     def _begin(self, block: Block) -> None:
         held = self._held.get(block.id)
@@ -175,16 +186,17 @@ class Conversation:
             self._open.pop(block.id, None)
         match block:
             case ToolUse():
-                if f"{block.tool_use_id}:result" not in self._held:
+                if block.tool_use_id not in self._answers:
                     self._unanswered[block.tool_use_id] = block.id
             case ToolResult():
+                self._answers[block.tool_use_id] = block.id
                 self._unanswered.pop(block.tool_use_id, None)
             case Subagent():
                 self._subagents[block.id] = None
 
     def _grow(self, event: TextDelta) -> None:
-        held = self._held.get(event.block_id)
-        if held is not None and isinstance(held.block, AssistantText | Thinking):
+        held = self._held[event.block_id] if event.block_id in self._open else None
+        if held is not None and isinstance(held.block, TextBlock):
             held.pieces.append(event.delta)
 
     def _update(self, event: BlockUpdate) -> str | None:
@@ -192,7 +204,10 @@ class Conversation:
         if held is None:
             return None
         changes = {name: value for name, value in event.updates.items() if name not in _NEVER_UPDATED}
-        held.block = BLOCK.validate_python({**held.whole().to_json(), **changes})
+        try:
+            held.block = BLOCK.validate_python({**held.whole().to_json(), **changes})
+        except ValueError:
+            return None
         self._note(held.block)
         return None if held.block.state is BlockState.STREAMING else event.block_id
 

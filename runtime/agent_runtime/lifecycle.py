@@ -2,14 +2,13 @@
 
 The law: `step(state, input)` is the only thing that changes a session's state. It returns the new
 state and the effects that the shell (`session`) performs in order; what comes of them returns as
-inputs. `TRANSITIONS` is the whole table: a pair that is not in it raises `InvalidTransition` and
-changes nothing. `check` states what must hold after every step.
+inputs; both are named in `moves`. `TRANSITIONS` is the whole table (drawn in `docs/lifecycle.md`): a
+pair that is not in it raises `InvalidTransition` and changes nothing. `check` states what must hold
+after every step.
 
     dormant   no sandbox            waking    a sandbox is on its way
     ready     the agent rests       running   a turn is under way
     stopping  the sandbox is ending failed    the last wake failed; the next message tries again
-
-Ids arrive inside inputs. Times and durations are the shell's business.
 """
 
 from __future__ import annotations
@@ -18,170 +17,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
+from agent_runtime.moves import (
+    AgentBegan,
+    AgentRested,
+    AnnounceQueue,
+    AnnounceStatus,
+    BeginTurn,
+    CancelWake,
+    Deliver,
+    Effect,
+    EndTurn,
+    EndUnbegun,
+    Input,
+    Interrupt,
+    InterruptExpired,
+    InterruptWanted,
+    MessageAccepted,
+    PrewarmWanted,
+    SandboxLost,
+    Stopped,
+    StopSandbox,
+    StopWanted,
+    Wake,
+    WakeFailed,
+    Woken,
+)
 from agent_runtime.ports import AgentTurnEnded
-from agent_runtime.records import Phase, TurnError, TurnStatus
-
-# What may happen to a session.
-
-
-@dataclass(frozen=True, slots=True)
-class MessageAccepted:
-    """A user's message is durable; it is this turn."""
-
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class PrewarmWanted:
-    """Somebody wants the sandbox before the first message."""
-
-
-@dataclass(frozen=True, slots=True)
-class Woken:
-    """The sandbox is there and the agent waits for messages. `attempt` is that of its `Wake`."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class WakeFailed:
-    """There is no sandbox and will be none; nothing of the attempt is left."""
-
-    attempt: int
-    error: TurnError
-
-
-@dataclass(frozen=True, slots=True)
-class AgentBegan:
-    """The agent works. `turn_id` is a fresh id, used when no turn is under way."""
-
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class AgentRested:
-    """The agent finished what it did."""
-
-    report: AgentTurnEnded
-
-
-@dataclass(frozen=True, slots=True)
-class InterruptWanted:
-    """Somebody wants a turn to end: the active one (None), or a named one, active or queued."""
-
-    turn_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class InterruptExpired:
-    """The agent did not end the turn within its grace."""
-
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopWanted:
-    """The sandbox is to end; the session stays. `error`: why a running turn fails; None: cancelled."""
-
-    error: TurnError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The sandbox is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxLost:
-    """The sandbox, or the agent in it, died by itself."""
-
-    error: TurnError
-
-
-Input: TypeAlias = (
-    MessageAccepted
-    | PrewarmWanted
-    | Woken
-    | WakeFailed
-    | AgentBegan
-    | AgentRested
-    | InterruptWanted
-    | InterruptExpired
-    | StopWanted
-    | Stopped
-    | SandboxLost
-)
-
-# What the shell is asked to do, in order.
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """Make a sandbox and start the agent; answered by `Woken` or `WakeFailed`."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class CancelWake:
-    """Give the attempt up and leave nothing of it; never answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class BeginTurn:
-    """Announce the turn and its user message, if it has one."""
-
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Hand the turn's message to the agent."""
-
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupt:
-    """Ask the agent to stop; `InterruptExpired` comes back after the grace."""
-
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class EndTurn:
-    """Close what is open, persist everything, announce the end."""
-
-    turn_id: str
-    report: AgentTurnEnded
-
-
-@dataclass(frozen=True, slots=True)
-class StopSandbox:
-    """Sync where that is still possible, end the sandbox; answered by `Stopped`."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnnounceQueue:
-    """Tell who waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnnounceStatus:
-    """Tell how the session stands."""
-
-
-Effect: TypeAlias = (
-    Wake
-    | CancelWake
-    | BeginTurn
-    | Deliver
-    | Interrupt
-    | EndTurn
-    | StopSandbox
-    | AnnounceQueue
-    | AnnounceStatus
-)
+from agent_runtime.records import Phase, TurnStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,14 +135,13 @@ def _wake_failed(state: State, given: WakeFailed) -> Step:
     if given.attempt != state.attempt:
         return state, ()
     failed = AgentTurnEnded(status=TurnStatus.FAILED, error=given.error)
-    ends = _unbegun(state.queue, failed)
-    told: tuple[Effect, ...] = (AnnounceQueue(),) if state.queue else ()
-    return replace(state, phase=Phase.FAILED, queue=()), (*told, *ends, AnnounceStatus())
+    ends = _let_go(state, failed)
+    return replace(state, phase=Phase.FAILED, queue=()), (*ends, AnnounceStatus())
 
 
 def _unbegun(turns: tuple[str, ...], report: AgentTurnEnded) -> tuple[Effect, ...]:
     """A turn that never ran still begins and ends once, so that its message is not lost to view."""
-    return tuple(effect for turn in turns for effect in (BeginTurn(turn), EndTurn(turn, report)))
+    return tuple(EndUnbegun(turn, report) for turn in turns)
 
 
 def _agent_began(state: State, given: AgentBegan) -> Step:
@@ -327,13 +188,9 @@ def _interrupt_expired(state: State, given: InterruptExpired) -> Step:
 
 
 def _stop(state: State, given: StopWanted) -> Step:
-    if given.error is None:
-        report = AgentTurnEnded(status=TurnStatus.CANCELLED, stop_reason="stopped")
-    else:
-        report = AgentTurnEnded(status=TurnStatus.FAILED, error=given.error)
+    report = _stop_report(given)
     ends: tuple[Effect, ...] = (EndTurn(state.turn, report),) if state.turn else ()
-    if state.queue:
-        ends += (AnnounceQueue(), *_unbegun(state.queue, report))
+    ends += _let_go(state, report)
     if state.phase is Phase.WAKING:
         return replace(state, phase=Phase.DORMANT, queue=()), (CancelWake(), *ends, AnnounceStatus())
     return replace(_stopping(state), queue=()), (*ends, AnnounceStatus(), StopSandbox())
@@ -345,10 +202,18 @@ def _stopping(state: State) -> State:
 
 def _stop_more(state: State, given: StopWanted) -> Step:
     """Already stopping: those who joined the queue meanwhile are let go as well."""
-    if not state.queue:
-        return state, ()
-    _, effects = _stop(replace(state, phase=Phase.WAKING), given)
-    return replace(state, queue=()), effects[1:-1]
+    return replace(state, queue=()), _let_go(state, _stop_report(given))
+
+
+def _stop_report(given: StopWanted) -> AgentTurnEnded:
+    if given.error is None:
+        return AgentTurnEnded(status=TurnStatus.CANCELLED, stop_reason="stopped")
+    return AgentTurnEnded(status=TurnStatus.FAILED, error=given.error)
+
+
+def _let_go(state: State, report: AgentTurnEnded) -> tuple[Effect, ...]:
+    """Those who wait will not be served."""
+    return (AnnounceQueue(), *_unbegun(state.queue, report)) if state.queue else ()
 
 
 def _stopped(state: State, _: Stopped) -> Step:

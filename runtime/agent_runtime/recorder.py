@@ -2,20 +2,21 @@
 
 Three kinds of record leave here: blocks (saved in batches as soon as they are complete), files and
 the agent's transcript (saved on the sync timer), all of them before a turn's end. What could not be
-saved is kept and tried again; nothing is dropped. The recorder does not know the agent, the sandbox
-or the lifecycle: `session` feeds it.
+saved is kept and tried again; nothing is dropped but what can never be written. All writes of one
+session go through here, one at a time. The recorder does not know the agent, the sandbox or the
+lifecycle: `session` feeds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import structlog
 
 from agent_runtime.conversation import Conversation, merge_deltas
-from agent_runtime.errors import NotFound, PersistenceFault
+from agent_runtime.errors import InvalidRequest, NotFound, PersistenceFault
 from agent_runtime.events import Event, MetadataUpdate, Position
 from agent_runtime.ports import EventLog, PersistenceAdapter, StoredBlock
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
@@ -28,6 +29,7 @@ _RETRY_MOST_S: Final = 5.0
 _KEPT_BLOCKS: Final = 400
 """Complete blocks held in memory for joining viewers; older ones are read from the store."""
 
+T = TypeVar("T")
 _Write: TypeAlias = Callable[[], Awaitable[None]]
 
 
@@ -39,6 +41,8 @@ class Recorder:
         conversation: its newest blocks.
         files: the manifest as it is stored (no content).
         position: the log's head; `position` always names the last event that was folded.
+
+    `failing` is true while a write is being repeated because the store does not take it.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Recorder:
         self._transcript_next: dict[str, int] = {}
         self._dirty = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._calling = asyncio.Lock()
         self._publishing = asyncio.Lock()
 
     @property
@@ -117,6 +122,11 @@ class Recorder:
         self._transcript_next[key] = first + len(waiting)
         self._dirty.set()
 
+    async def once(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make one call to the store, after those under way. Raises what it raises."""
+        async with self._calling:
+            return await call()
+
     async def save_turn(self, turn: Turn, blocks: Sequence[StoredBlock] = ()) -> None:
         """Make a turn durable, together with blocks, trying until the store takes it."""
         await self._persist(lambda: self._persistence.save_turn(self.session_id, turn, blocks))
@@ -124,8 +134,7 @@ class Recorder:
     async def update_record(self, **changes: Any) -> None:
         """Change the session's record and make it durable."""
         self.record = self.record.model_copy(update=changes)
-        record = self.record
-        await self._persist(lambda: self._persistence.update_session(record))
+        await self._persist(lambda: self._persistence.update_session(self.record))
 
     async def flush(self) -> None:
         """Make everything durable that is not; returns when it is."""
@@ -146,12 +155,18 @@ class Recorder:
         async with self._writing:
             ids, self._blocks = self._blocks, {}
             try:
-                if stored := self.conversation.stored(ids):
-                    await self._until_saved(lambda: self._persistence.save_blocks(self.session_id, stored))
+                stored = self.conversation.stored(ids)
+                if stored and not await self._blocks_saved(stored):
+                    for block in stored:  # one of them is at fault; the others are not
+                        await self._blocks_saved((block,))
             except BaseException:
                 self._blocks = ids | self._blocks  # cancelled in mid-write: it is still to be saved
+                self._dirty.set()
                 raise
-            self.conversation.trim(_KEPT_BLOCKS)
+            self.conversation.trim(_KEPT_BLOCKS, unsaved=self._blocks.keys())
+
+    async def _blocks_saved(self, blocks: Sequence[StoredBlock]) -> bool:
+        return await self._until_saved(lambda: self._persistence.save_blocks(self.session_id, blocks))
 
     async def _save_workspace(self) -> None:
         async with self._writing:
@@ -166,6 +181,7 @@ class Recorder:
                 for key, (place, newer) in self._transcript.items():
                     transcript.setdefault(key, (place, []))[1].extend(newer)
                 self._transcript = transcript
+                self._dirty.set()
                 raise
 
     async def _save_files(self, files: dict[str, WorkspaceFile | None]) -> None:
@@ -183,19 +199,27 @@ class Recorder:
         async with self._writing:
             await self._until_saved(write)
 
-    async def _until_saved(self, write: _Write) -> None:
-        """Repeat a write until the store takes it. A session deleted meanwhile needs no saving."""
+    async def _until_saved(self, write: _Write) -> bool:
+        """Repeat a write until the store takes it; False where it never will.
+
+        A session deleted meanwhile needs no saving.
+        """
         delay = _RETRY_FIRST_S
-        while True:
-            try:
-                await write()
-            except NotFound:
-                break
-            except PersistenceFault as fault:
-                self.failing = True
-                _log.warning("persistence_retry", session_id=self.session_id, code=fault.code, delay_s=delay)
+        try:
+            while True:
+                try:
+                    await self.once(write)
+                except NotFound:
+                    return True
+                except InvalidRequest as fault:  # repeating it would hold up all that follows
+                    _log.error("not_stored", session_id=self.session_id, code=fault.code)
+                    return False
+                except PersistenceFault as fault:
+                    self.failing = True
+                    _log.warning("persistence_retry", session_id=self.session_id, code=fault.code)
+                else:
+                    return True
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _RETRY_MOST_S)
-            else:
-                break
-        self.failing = False
+        finally:
+            self.failing = False  # also when given up: whoever writes next finds out for himself

@@ -2,8 +2,9 @@
 
 Files and transcript entries are noted at once; the agent's native lines are queued and translated
 in order by a task of their own, which waits wherever the session must act first: after the end of a
-turn, nothing of the next is read until the end is announced. Meaning is given by the agent's
-translator; records are kept by `recorder`; decisions are taken by `session` through `report`.
+turn, nothing of the next is translated until the end is announced. What is durable is acknowledged
+as it goes, so that the runner's journal does not fill up in a long turn. Meaning is given by the
+agent's translator; records are kept by `recorder`; decisions are taken by `session` through `report`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
+import orjson
 import structlog
 
 from agent_runtime.clock import now
@@ -35,9 +37,19 @@ from agent_runtime_sandbox.frames import Frame
 
 _log = structlog.get_logger(__name__)
 
-_QUEUE_FRAMES: Final = 5_000
+_MIB: Final = 1024 * 1024
+_BACKLOG_BYTES: Final = 32 * _MIB
 """Native lines that may wait for translation before reading pauses and the journal holds the rest."""
+_MOST_BACKLOG_BYTES: Final = 512 * _MIB
+"""While the session acts, reading cannot pause: replies come the same way. No honest runner says so
+much without an acknowledgement; one that does is cut off."""
+_ACKNOWLEDGE_BYTES: Final = 16 * _MIB
+"""Far below what a runner's journal takes before it holds its agent back."""
+_LINES_AT_ONCE: Final = 256
+"""Native lines that are translated before the loop gets on with others."""
 _MAX_TRANSCRIPT_KEY: Final = 200
+_MAX_NESTING: Final = 200
+_REFUSALS: Final = frozenset({"runner_refused", "file_too_large"})
 _YEAR_3000: Final = 32_503_680_000
 
 
@@ -79,7 +91,18 @@ class RunnerFeed:
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
+        self._may_read = asyncio.Event()
+        self._may_read.set()
+        self._telling = asyncio.Lock()
+        self._reporting = False
+        self._muted = False
+        self._sorted = 0
+        self._behind: int | None = None
+        self._received_when_drained = 0
+        self._received_when_acknowledged = 0
+        self._much_to_acknowledge = asyncio.Event()
         self._unread: dict[str, FileReport] = {}
+        self._reading: dict[str, FileReport] = {}
         self._arrived_unread = asyncio.Event()
         self._fetching = asyncio.Lock()
 
@@ -92,14 +115,49 @@ class RunnerFeed:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._translate(), name="translate")
                 tasks.create_task(self._fetch_when_unread(), name="fetch")
+                tasks.create_task(self._acknowledge_much(), name="acknowledge")
                 await self._read()
         except* SandboxFault as group:
             raise group.exceptions[0] from None
 
     async def settle(self, timeout_s: float) -> None:
         """Have the runner look at all files now, and bring in what it found. Raises `SandboxFault`."""
-        await self._link.command("sync", timeout_s=timeout_s)
-        await self._fetch()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._link.command("sync", timeout_s=timeout_s)
+                await self._fetch()
+        except TimeoutError as error:
+            raise SandboxFault("The files took too long.", code="sandbox_timeout") from error
+
+    def mute(self) -> None:
+        """Translate no more: what the agent still says belongs to no turn. Files go on."""
+        self._muted = True
+        self._lines.clear()
+
+    async def quiet(self) -> None:
+        """Return when nothing that was translated is on its way to the log."""
+        async with self._telling:
+            return
+
+    async def acknowledge(self) -> None:
+        """Let the runner forget what was made of its frames; that must be durable by now."""
+        self._received_when_acknowledged = self._link.received
+        await self._link.acknowledge(self._done())
+
+    def _done(self) -> int:
+        """The newest offset up to which all frames were dealt with."""
+        if self._behind is not None:
+            return self._behind - 1
+        return self._lines[0]["o"] - 1 if self._lines else self._sorted
+
+    async def _acknowledge_much(self) -> None:
+        while True:
+            await self._much_to_acknowledge.wait()
+            self._much_to_acknowledge.clear()
+            done = self._done()
+            self._received_when_acknowledged = self._link.received
+            await self._recorder.flush()
+            await self._link.acknowledge(done)
 
     async def _read(self) -> None:
         while True:
@@ -110,12 +168,32 @@ class RunnerFeed:
                 raise
             for frame in batch:
                 await self._sort(frame)
-            if len(self._lines) > _QUEUE_FRAMES and self._turn_id() is not None:
-                await self._drained.wait()
+                self._sorted = frame["o"]
+            if self._unread:
+                self._arrived_unread.set()
+            if self._link.received - self._received_when_acknowledged > _ACKNOWLEDGE_BYTES:
+                self._much_to_acknowledge.set()
+            self._pace()
+            await self._may_read.wait()
+
+    def _pace(self) -> None:
+        """Let reading pause while much waits, but never while the session may need a reply.
+
+        Raises `SandboxFault` (`sandbox_lost`) when more waits than can be.
+        """
+        backlog = self._link.received - self._received_when_drained if self._lines else 0
+        if backlog > _MOST_BACKLOG_BYTES:
+            raise SandboxFault("The agent says more than can be kept.", code="sandbox_lost")
+        if backlog > _BACKLOG_BYTES and not self._reporting:
+            self._may_read.clear()
+        else:
+            self._may_read.set()
 
     async def _sort(self, frame: Frame) -> None:
         match frame["k"]:
-            case "agent" | "exit":
+            case "agent" | "exit" if not self._muted:
+                if self._drained.is_set():
+                    self._received_when_drained = self._link.received
                 self._lines.append(frame)
                 self._drained.clear()
                 self._arrived.set()
@@ -131,7 +209,7 @@ class RunnerFeed:
     def _transcript(self, frame: Frame) -> None:
         key, entries = frame.get("key"), frame.get("entries")
         if isinstance(key, str) and 0 < len(key) <= _MAX_TRANSCRIPT_KEY and isinstance(entries, list):
-            self._recorder.transcript_grew(key, [entry for entry in entries if isinstance(entry, dict)])
+            self._recorder.transcript_grew(key, [entry for entry in entries if _is_storable(entry)])
 
     async def _file(self, frame: Frame) -> None:
         report = read_report(frame)
@@ -139,6 +217,7 @@ class RunnerFeed:
             _log.warning("file_report_refused", session_id=self._recorder.session_id)
             return
         self._unread.pop(report.file.path, None)
+        self._reading.pop(report.file.path, None)
         if report.change == "deleted":
             self._recorder.file_changed(report.file, deleted=True)
         elif report.content is not None:
@@ -155,41 +234,81 @@ class RunnerFeed:
             await self._fetch()
 
     async def _fetch(self) -> None:
-        """Read the files whose content did not come with their report."""
+        """Read the files whose content did not come with their report.
+
+        What cannot be read for now waits for the next time; who is refused changed or vanished, and
+        another report tells of it.
+        """
         async with self._fetching:
             self._arrived_unread.clear()
-            while self._unread:
-                path, report = self._unread.popitem()
-                try:
-                    content = await self._link.read_file(path)
-                except SandboxFault as fault:
-                    _log.warning("file_not_read", session_id=self._recorder.session_id, code=fault.code)
-                    continue
-                if path not in self._unread:  # else it changed again meanwhile
-                    file = file_of(path, content, modified_at=report.file.modified_at)
-                    self._recorder.file_changed(file, deleted=False)
+            waiting, self._unread = self._unread, {}
+            try:
+                while waiting:
+                    path = next(iter(waiting))
+                    if await self._bring_in(path, waiting[path]):
+                        del waiting[path]
+                    else:
+                        break
+            finally:
+                self._unread = waiting | self._unread
+
+    async def _bring_in(self, path: str, report: FileReport) -> bool:
+        """Read one file; whether there is no more to be done about this report."""
+        self._reading[path] = report
+        try:
+            content = await self._link.read_file(path)
+        except SandboxFault as fault:
+            _log.warning("file_not_read", session_id=self._recorder.session_id, code=fault.code)
+            return fault.code in _REFUSALS
+        else:
+            if self._reading.get(path) is report:  # else it changed again meanwhile
+                file = file_of(path, content, modified_at=report.file.modified_at)
+                self._recorder.file_changed(file, deleted=False)
+            return True
+        finally:
+            self._reading.pop(path, None)
 
     async def _translate(self) -> None:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             while self._lines:
-                await self._translate_waiting()
+                await self._translate_some()
+                await asyncio.sleep(0)
             self._drained.set()
+            self._pace()
 
-    async def _translate_waiting(self) -> None:
+    async def _translate_some(self) -> None:
         """Translate what waits; what the lifecycle must know is reported in its place among events."""
         events: list[Event] = []
-        while self._lines:
+        self._behind = self._lines[0]["o"]
+        for _ in range(min(_LINES_AT_ONCE, len(self._lines))):
+            if self._muted:
+                break
             frame = self._lines.popleft()
             for found in self._line(frame):
                 if isinstance(found, _REPORTS):
-                    await self._recorder.publish(events)
+                    await self._tell(events)
                     events = []
-                    await self._report(found)
+                    await self._bring_up(found, frame["o"])
                 else:
                     events.append(found)
-        await self._recorder.publish(events)
+        await self._tell(events)
+        self._behind = None
+
+    async def _tell(self, events: list[Event]) -> None:
+        async with self._telling:
+            if not self._muted:
+                await self._recorder.publish(events)
+
+    async def _bring_up(self, heard: Heard, offset: int) -> None:
+        """Report; what is behind this frame waits, so all before it is dealt with."""
+        self._behind, self._reporting = offset, True
+        self._pace()
+        try:
+            await self._report(heard)
+        finally:
+            self._reporting = False
 
     def _line(self, frame: Frame) -> Sequence[Event | Heard]:
         if frame["k"] == "exit":
@@ -209,7 +328,34 @@ def _moment(seconds: object) -> datetime:
 
 
 def _text(frame: Frame, name: str) -> str:
-    return str(frame.get(name, ""))[:500]
+    said = frame.get(name)
+    return said[:500] if isinstance(said, str) else ""
+
+
+def _is_storable(entry: object) -> bool:
+    """Whether a store can take it: an object, and not nested without end."""
+    if not isinstance(entry, dict):
+        return False
+    try:
+        orjson.dumps(entry)  # it has a bound of its own, and is fast
+    except TypeError:
+        return _nesting(entry) <= _MAX_NESTING
+    return True
+
+
+def _nesting(value: object) -> int:
+    """How deep a JSON value is, without recursion."""
+    depth, level = 0, [value]
+    while level and depth <= _MAX_NESTING:
+        depth += 1
+        inner: list[object] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner.extend(each.values())
+            elif isinstance(each, list):
+                inner.extend(each)
+        level = inner
+    return depth
 
 
 def _exit_error(frame: Frame) -> TurnError:

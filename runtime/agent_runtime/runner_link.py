@@ -2,8 +2,8 @@
 
 It speaks `frames`: sends commands and matches their replies, reads kept frames in batches, and
 connects again from the last offset when the stream breaks while the sandbox lives. It checks the
-shape of what comes in, because all of it is hostile; what frames mean is the business of `session`
-and `wake`.
+shape of what comes in, because all of it is hostile; what frames mean is the business of
+`runner_feed` and `wake`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+from contextlib import suppress
 from typing import Any, Final
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
@@ -19,73 +20,97 @@ from agent_runtime_sandbox.frames import CHUNK_BYTES, Frame, FrameError, LineSpl
 
 _RECONNECTS: Final = 3
 """A runner that drops us so often in a row without one frame between is not worth more tries."""
+_REPEATABLE: Final = frozenset({"message", "interrupt", "options", "list", "read", "sync", "close"})
+"""Commands that do no harm when done twice (a message by its uuid): sent again after a break."""
 COMMAND_TIMEOUT_S: Final = 30.0
 """How long a reply may take. Commands are answered at once; only `start` and `sync` do real work."""
 
 
 class RunnerLink:
-    """Commands in, frames out. `batches` must be consumed for replies to arrive."""
+    """Commands in, frames out. Somebody must call `next_batch` again and again for replies to arrive.
+
+    A reply is given out when the frames before it have been dealt with: at the next `next_batch`.
+    `seen` is the newest offset that was read, `received` the bytes so far; `silent` is true from a
+    command without a reply in time until the runner says anything again.
+    """
 
     def __init__(self, sandbox: Sandbox, channel: Channel, *, max_file_bytes: int) -> None:
         self.sandbox = sandbox
         self.seen = 0
+        self.received = 0
+        self.silent = False
         self._channel = channel
         self._max_file_bytes = max_file_bytes
         self._ids = itertools.count(1)
         self._replies: dict[str, asyncio.Future[Any]] = {}
         self._chunks: dict[str, bytearray] = {}
+        self._late: list[Frame] = []
         self._splitter = LineSplitter()
+        self._connected = asyncio.Event()
+        self._connected.set()
         self._closed = False
         self._idle_reconnects = 0
 
     @classmethod
     async def connect(cls, sandbox: Sandbox, *, max_file_bytes: int) -> RunnerLink:
         """Attach to the runner from the beginning of what it kept. Raises `SandboxFault`."""
-        link = cls(sandbox, await sandbox.connect(), max_file_bytes=max_file_bytes)
-        await link._channel.send(encode({"k": "attach", "after": 0}))
-        return link
+        channel = await _attached(sandbox, after=0)
+        return cls(sandbox, channel, max_file_bytes=max_file_bytes)
 
     async def next_batch(self) -> list[Frame]:
         """The kept frames that arrived together, in order of offset, none twice.
 
         Raises `SandboxFault` (`sandbox_lost`) when the sandbox is gone or sends garbage.
         """
-        while True:
-            try:
-                data = await self._channel.receive()
-            except SandboxFault:
-                data = b""
-            if not data:
-                await self._reconnect()
-                continue
-            try:
-                frames = [frame for line in self._splitter.feed(data) if (frame := self._take(decode(line)))]
-            except FrameError as error:
-                raise SandboxFault(
-                    "The sandbox sent something that is no frame.", code="sandbox_lost"
-                ) from error
-            if frames:
-                self._idle_reconnects = 0
-                return frames
+        try:
+            while True:
+                late, self._late = self._late, []
+                for frame in late:
+                    self._passing(frame)
+                if frames := self._frames(await self._receive()):
+                    self._idle_reconnects = 0
+                    return frames
+        except FrameError as error:
+            self._end()
+            detail = "The sandbox sent something that is no frame."
+            raise SandboxFault(detail, code="sandbox_lost") from error
 
     async def command(self, kind: str, *, timeout_s: float = COMMAND_TIMEOUT_S, **fields: Any) -> Any:
         """Send a command and return its reply's result.
 
         Raises `SandboxFault`: `sandbox_timeout` without a reply in time, `sandbox_lost` when the
-        connection breaks first, `runner_refused` with the runner's own words when it says no.
+        connection breaks first and the command cannot be repeated or the sandbox is gone,
+        `runner_refused` with the runner's own words when it says no.
         """
-        if self._closed:
-            raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    await self._connected.wait()
+                    if self._closed:
+                        raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+                    channel = self._channel
+                    try:
+                        return await self._ask(channel, kind, fields)
+                    except _Broken:
+                        if kind not in _REPEATABLE:
+                            raise
+                    if self._channel is channel and not self._closed:
+                        self._connected.clear()  # the reader is about to find out, and connects again
+        except TimeoutError as error:
+            self.silent = True
+            detail = f"The sandbox did not answer '{kind}' within {timeout_s:g} s."
+            raise SandboxFault(detail, code="sandbox_timeout") from error
+
+    async def _ask(self, channel: Channel, kind: str, fields: dict[str, Any]) -> Any:
         command_id = str(next(self._ids))
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._replies[command_id] = reply
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._channel.send(encode({"k": kind, "id": command_id, **fields}))
-                return await reply
-        except TimeoutError as error:
-            detail = f"The sandbox did not answer '{kind}' within {timeout_s:g} s."
-            raise SandboxFault(detail, code="sandbox_timeout") from error
+            try:
+                await channel.send(encode({"k": kind, "id": command_id, **fields}))
+            except SandboxFault as fault:
+                raise _Broken from fault
+            return await reply
         finally:
             self._replies.pop(command_id, None)
             self._chunks.pop(command_id, None)
@@ -105,46 +130,68 @@ class RunnerLink:
     async def acknowledge(self, offset: int) -> None:
         """Let the runner forget what is durable here. Harmless when the connection is broken."""
         if offset and not self._closed:
-            try:
+            with suppress(SandboxFault):  # the reader finds out by itself
                 await self._channel.send(encode({"k": "ack", "o": offset}))
-            except SandboxFault:
-                return  # the reader finds out by itself
 
     async def close(self) -> None:
-        """Leave the sandbox; it goes on."""
-        self._closed = True
-        self._fail_replies()
+        """Leave the sandbox; it goes on. Idempotent."""
+        self._end()
         await self._channel.close()
 
-    def _take(self, frame: Frame) -> Frame | None:
-        """Keep what is for us alone; give back a kept frame that was not seen yet."""
-        offset = frame.get("o")
-        if offset is None:
-            self._passing(frame)
-            return None
-        if not isinstance(offset, int) or offset > self.seen + 1:
+    async def _receive(self) -> bytes:
+        """The next bytes, from a new connection if need be. Raises `SandboxFault` (`sandbox_lost`)."""
+        while True:
+            try:
+                data = await self._channel.receive()
+            except SandboxFault:
+                data = b""
+            if data:
+                self.received += len(data)
+                self.silent = False
+                return data
+            await self._reconnect()
+
+    def _frames(self, data: bytes) -> list[Frame]:
+        frames: list[Frame] = []
+        for line in self._splitter.feed(data):
+            frame = decode(line)
+            if "o" in frame:
+                if self._is_new(frame["o"]):
+                    frames.append(frame)
+            elif frames:
+                self._late.append(frame)
+            else:
+                self._passing(frame)
+        return frames
+
+    def _is_new(self, offset: object) -> bool:
+        if not isinstance(offset, int) or isinstance(offset, bool) or offset > self.seen + 1:
             raise FrameError("offset out of order")
         if offset <= self.seen:
-            return None
+            return False
         self.seen = offset
-        return frame
+        return True
 
     def _passing(self, frame: Frame) -> None:
+        """What is for us alone: the greeting, replies, and pieces of files."""
+        if frame["k"] == "hello":
+            head = frame.get("head")
+            if isinstance(head, int) and head < self.seen:
+                raise FrameError("another runner answers")
+            return
         command_id = frame.get("id")
-        if frame["k"] == "chunk" and command_id in self._replies:
-            self._collect(str(command_id), frame.get("data"))
-        elif frame["k"] == "reply" and isinstance(command_id, str):
-            reply = self._replies.get(command_id)
-            if reply is None or reply.done():
-                return
-            if frame.get("ok") is True:
-                data = self._chunks.pop(command_id, None)
-                reply.set_result(frame.get("result") if data is None else bytes(data))
-            else:
-                detail = str(frame.get("error"))[:500]
-                reply.set_exception(SandboxFault(detail, code="runner_refused", retryable=False))
+        reply = self._replies.get(command_id) if isinstance(command_id, str) else None
+        if reply is None or reply.done():
+            return
+        if frame["k"] == "chunk":
+            self._collect(str(command_id), reply, frame.get("data"))
+        elif frame["k"] == "reply" and frame.get("ok") is True:
+            data = self._chunks.pop(str(command_id), None)
+            reply.set_result(frame.get("result") if data is None else bytes(data))
+        elif frame["k"] == "reply":
+            self._fail(reply, _refusal(frame.get("error")))
 
-    def _collect(self, command_id: str, data: object) -> None:
+    def _collect(self, command_id: str, reply: asyncio.Future[Any], data: object) -> None:
         try:
             piece = base64.b64decode(data if isinstance(data, str) else "", validate=True)
         except ValueError as error:
@@ -152,28 +199,69 @@ class RunnerLink:
         held = self._chunks.setdefault(command_id, bytearray())
         held += piece
         if len(held) > self._max_file_bytes:
-            fault = SandboxFault("The file is over the size that is kept.", code="file_too_large")
-            self._fail(self._replies[command_id], fault)
+            self._fail(reply, SandboxFault("The file is over the size that is kept.", code="file_too_large"))
             held.clear()
 
     async def _reconnect(self) -> None:
         """Connect again from where we are. Raises `SandboxFault` (`sandbox_lost`)."""
+        self._connected.clear()
         self._fail_replies()
         await self._channel.close()
-        self._idle_reconnects += 1
-        if self._closed or self._idle_reconnects > _RECONNECTS or not await self.sandbox.alive():
-            self._closed = True
-            raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
         self._splitter = LineSplitter()
-        self._channel = await self.sandbox.connect()
-        await self._channel.send(encode({"k": "attach", "after": self.seen}))
+        while not self._closed and self._idle_reconnects < _RECONNECTS and await self.sandbox.alive():
+            self._idle_reconnects += 1
+            with suppress(SandboxFault):
+                self._channel = await _attached(self.sandbox, after=self.seen)
+                if await self._goes_on():
+                    return
+        self._end()
+        raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+
+    async def _goes_on(self) -> bool:
+        """Open the way for commands, unless we were closed while we connected."""
+        if self._closed:
+            await self._channel.close()
+            return False
+        self._connected.set()
+        return True
+
+    def _end(self) -> None:
+        """No more commands; whoever waits for one is told."""
+        self._closed = True
+        self._connected.set()
+        self._fail_replies()
 
     def _fail_replies(self) -> None:
         for reply in self._replies.values():
-            self._fail(reply, SandboxFault("The connection to the sandbox broke.", code="sandbox_lost"))
+            self._fail(reply, _Broken())
 
     @staticmethod
     def _fail(reply: asyncio.Future[Any], fault: RuntimeFault) -> None:
         if not reply.done():
             reply.set_exception(fault)
             reply.exception()  # its waiter may have given up: then nobody else asks
+
+
+class _Broken(SandboxFault):
+    """The connection broke before the reply."""
+
+    def __init__(self) -> None:
+        super().__init__("The connection to the sandbox broke.", code="sandbox_lost")
+
+
+async def _attached(sandbox: Sandbox, *, after: int) -> Channel:
+    """A connection to the runner on which frames after this offset flow. Raises `SandboxFault`."""
+    channel = await sandbox.connect()
+    try:
+        await channel.send(encode({"k": "attach", "after": after}))
+    except BaseException:
+        await channel.close()
+        raise
+    return channel
+
+
+def _refusal(error: object) -> SandboxFault:
+    """The runner's own words, bounded."""
+    said = error.get("message") if isinstance(error, dict) else error
+    detail = said[:500] if isinstance(said, str) and said else "The runner refused."
+    return SandboxFault(detail, code="runner_refused", retryable=False)

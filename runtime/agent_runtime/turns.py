@@ -1,7 +1,8 @@
 """Turns: accepted, begun and ended exactly once each, durable before anybody is told.
 
 Here is what a turn *is* over time: its record, its user message, its events. When it may begin and
-why it ends is decided by `lifecycle`; `session` calls the methods in the order of the effects.
+why it ends is decided by `lifecycle`; `session` calls the methods in the order of the effects. At
+most one turn is under way; one that never ran may begin and end beside it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Final
 
 from agent_runtime.blocks import BlockState, Content, TextPart, UserMessage
 from agent_runtime.clock import now
-from agent_runtime.events import BlockComplete, BlockStart, TurnEnd, TurnStart
+from agent_runtime.errors import RateLimited
+from agent_runtime.events import BlockComplete, BlockStart, Event, TurnEnd, TurnStart
 from agent_runtime.ports import AgentTurnEnded, PersistenceAdapter
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import QueuedMessage, Turn, TurnStatus
 
 _PREVIEW_CHARS: Final = 200
+MAX_WAITING: Final = 50
+"""Messages of one session that may wait; they are held in memory. A person does not type as many."""
 _CLOSED_BY: Final = {
     TurnStatus.COMPLETED: "The agent gave no result.",
     TurnStatus.CANCELLED: "Interrupted.",
@@ -48,14 +52,20 @@ class Turns:
         """Make a message durable as a queued turn; returns the turn and whether it was known already.
 
         `admit` is asked after the message turned out to be new and may raise.
-        Raises `PersistenceFault` when the store does not answer: then nothing was accepted.
+        Raises `RateLimited` (`queue_full`), and `PersistenceFault` when the store does not answer:
+        whether the message arrived there is unknown then, and sending it again is safe.
         """
         async with self._accepting:
             if message_id is not None:
-                known = await self._persistence.find_turn(self._recorder.session_id, message_id)
-                if known is not None:
+                known = await self._find(message_id)
+                if known is not None and self._was_taken_up(known):
                     return known, True
+                if known is not None:
+                    self._waiting[known.turn_id] = known
+                    return known, False
             admit()
+            if len(self._waiting) >= MAX_WAITING:
+                raise RateLimited("Too many messages wait already.", code="queue_full")
             turn = Turn(
                 turn_id=str(uuid.uuid4()),
                 index=self._next_index,
@@ -64,10 +74,19 @@ class Turns:
                 content=content,
                 started_at=now(),
             )
-            await self._persistence.save_turn(self._recorder.session_id, turn)
-            self._next_index += 1
+            self._next_index += 1  # counts also when saving fails: it may have been saved all the same
+            await self._recorder.once(lambda: self._persistence.save_turn(self._recorder.session_id, turn))
             self._waiting[turn.turn_id] = turn
             return turn, False
+
+    async def _find(self, message_id: str) -> Turn | None:
+        return await self._recorder.once(
+            lambda: self._persistence.find_turn(self._recorder.session_id, message_id)
+        )
+
+    def _was_taken_up(self, turn: Turn) -> bool:
+        """False for a queued turn that nobody here knows: the store took it and failed to say so."""
+        return turn.status is not TurnStatus.QUEUED or turn.turn_id in self._waiting
 
     def resume(self, turn: Turn) -> None:
         """Take up a queued turn that was accepted before the session was loaded."""
@@ -87,7 +106,7 @@ class Turns:
         An unknown id is a turn that the agent began by itself: it has no message.
         """
         present = now()
-        queued = self._waiting.pop(turn_id, None)
+        queued = self._waiting.get(turn_id)
         if queued is None:
             turn = Turn(
                 turn_id=turn_id, index=self._next_index, status=TurnStatus.RUNNING, started_at=present
@@ -97,24 +116,37 @@ class Turns:
             self.current = turn
             await self._recorder.publish([TurnStart(turn=turn, turn_id=turn_id)])
             return
-        self.said = content = queued.content or ""
         turn = queued.model_copy(
             update={"status": TurnStatus.RUNNING, "started_at": present, "content": None}
         )
+        self.said = queued.content or ""
+        block = await self._save_with_message(turn, self.said)
+        self.current = turn
+        await self._recorder.publish(_begun(turn, block))
+
+    async def end_unbegun(self, turn_id: str, report: AgentTurnEnded) -> None:
+        """End a turn that never ran, durably, and tell of it: begin, message and end at once."""
+        queued = self._waiting.get(turn_id)
+        if queued is None:
+            return
+        begun = queued.model_copy(update={"status": TurnStatus.RUNNING, "content": None})
+        turn = self._ended(begun, report)
+        block = await self._save_with_message(turn, queued.content or "")
+        await self._recorder.publish([*_begun(begun, block), TurnEnd(turn=turn, turn_id=turn_id)])
+
+    async def _save_with_message(self, turn: Turn, content: Content) -> UserMessage:
+        """Save a turn that waits no more together with its user message; returns that."""
         block = UserMessage(
-            id=turn_id, turn_id=turn_id, timestamp=present, content=content, message_id=turn.message_id or ""
+            id=turn.turn_id,
+            turn_id=turn.turn_id,
+            timestamp=now(),
+            content=content,
+            message_id=turn.message_id or "",
         )
         await self._recorder.save_turn(turn, [self._recorder.conversation.add(block)])
-        self.current = turn
-        begun = block.model_copy(update={"state": BlockState.STREAMING})
-        where = {"turn_id": turn_id, "conversation_id": block.conversation_id}
-        await self._recorder.publish(
-            [
-                TurnStart(turn=turn, turn_id=turn_id),
-                BlockStart(block=begun, **where),
-                BlockComplete(block_id=block.id, block=block, **where),
-            ]
-        )
+        # Not before: until then the store calls it queued, and a repeated send would queue it again.
+        self._waiting.pop(turn.turn_id, None)
+        return block
 
     async def end(
         self,
@@ -130,12 +162,8 @@ class Turns:
         """
         assert self.current is not None
         assert self.current.turn_id == turn_id
-        present = now()
         recorder = self._recorder
-        closing = recorder.conversation.close_open(
-            at=present, turn_id=turn_id, reason=_CLOSED_BY[report.status], everything=everything
-        )
-        await recorder.publish(closing)
+        await self.close_open(report.status, everything=everything)
         await settle()
         await recorder.flush()
         turn = self._ended(self.current, report)
@@ -147,6 +175,14 @@ class Turns:
         )
         self.current = None
         await recorder.publish([TurnEnd(turn=turn, turn_id=turn_id)])
+
+    async def close_open(self, why: TurnStatus, *, everything: bool) -> None:
+        """Leave no block open and no tool call unanswered."""
+        turn_id = self.current.turn_id if self.current else None
+        closing = self._recorder.conversation.close_open(
+            at=now(), turn_id=turn_id, reason=_CLOSED_BY[why], everything=everything
+        )
+        await self._recorder.publish(closing)
 
     def _ended(self, turn: Turn, report: AgentTurnEnded) -> Turn:
         return turn.model_copy(
@@ -168,6 +204,17 @@ class Turns:
         grown = report.total_cost_usd - self._total_cost_usd
         self._total_cost_usd = report.total_cost_usd
         return round(grown if grown >= 0 else report.total_cost_usd, 10)
+
+
+def _begun(turn: Turn, message: UserMessage) -> list[Event]:
+    """How a turn begins that has a message."""
+    opened = message.model_copy(update={"state": BlockState.STREAMING})
+    where = {"turn_id": turn.turn_id, "conversation_id": message.conversation_id}
+    return [
+        TurnStart(turn=turn, turn_id=turn.turn_id),
+        BlockStart(block=opened, **where),
+        BlockComplete(block_id=message.id, block=message, **where),
+    ]
 
 
 def _preview(content: Content) -> str:

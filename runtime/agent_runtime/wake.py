@@ -7,11 +7,13 @@ wake is given up, nothing of the attempt is left. What happens afterwards is the
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
+import structlog
+
+from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.ports import (
     Agent,
     ModelGateway,
@@ -22,12 +24,16 @@ from agent_runtime.ports import (
 )
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import SessionRecord
 from agent_runtime.runner_link import RunnerLink
+from agent_runtime.tasks import unhindered
 from agent_runtime.workspace import content_of
+from agent_runtime_sandbox.frames import encode
+
+_log = structlog.get_logger(__name__)
 
 _ENTRIES_AT_ONCE: Final = 200
-"""Transcript entries in one command: a few hundred kB, far below a frame's bound."""
+_ENTRY_BYTES_AT_ONCE: Final = 4 * 1024 * 1024
+"""Transcript entries in one command: far below a frame's bound."""
 
 Say: TypeAlias = Callable[[str], Awaitable[None]]
 
@@ -53,23 +59,34 @@ class Surroundings:
     max_file_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Awake:
+    """What a wake leads to: files put back, files that the sandbox refused, the agent's options."""
+
+    link: RunnerLink
+    restored: int
+    lost: tuple[str, ...]
+    options: dict[str, Any]
+
+
 async def wake(
     recorder: Recorder, profile: AgentProfile, around: Surroundings, *, say: Say, read: Reads
-) -> tuple[RunnerLink, int]:
-    """Return the link to a sandbox whose agent waits, and how many files were put back.
+) -> Awake:
+    """Return the link to a sandbox whose agent waits.
 
     Raises `RuntimeFault` of whatever step failed. On any failure, a cancellation too, the sandbox
     is stopped and the gateway closed before this returns.
     """
-    record = recorder.record
-    endpoint = await around.gateway.open(record.session_id)
+    session_id = recorder.session_id
     sandbox: Sandbox | None = None
     link: RunnerLink | None = None
     try:
+        await recorder.flush()  # what an earlier sandbox told is part of what is restored
+        endpoint = await around.gateway.open(session_id)
         await say("Starting the sandbox")
         sandbox = await around.sandboxes.create(
             SandboxSpec(
-                session_id=record.session_id,
+                session_id=session_id,
                 runtime_id=around.runtime_id,
                 gateway_socket=endpoint.socket,
                 orphan_timeout_s=around.orphan_timeout_s,
@@ -77,9 +94,10 @@ async def wake(
         )
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.max_file_bytes)
         read(link)
-        restored = await _restore_files(record, around.persistence, link, say)
+        restored, lost = await _restore_files(session_id, around.persistence, link, say)
         await _restore_transcript(recorder, around.persistence, link)
         await say("Starting the agent")
+        record = recorder.record
         start = around.agent.start(
             profile,
             record.session_options,
@@ -90,22 +108,31 @@ async def wake(
             "start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s
         )
     except BaseException:
-        await asyncio.shield(_leave_nothing(record.session_id, sandbox, link, around))
+        await unhindered(_leave_nothing(session_id, sandbox, link, around))
         raise
-    return link, restored
+    return Awake(link, restored, lost, record.session_options)
 
 
 async def _restore_files(
-    record: SessionRecord, persistence: PersistenceAdapter, link: RunnerLink, say: Say
-) -> int:
-    manifest = await persistence.load_manifest(record.session_id)
+    session_id: str, persistence: PersistenceAdapter, link: RunnerLink, say: Say
+) -> tuple[int, tuple[str, ...]]:
+    """Put the files back; how many, and which ones could not be."""
+    manifest = await persistence.load_manifest(session_id)
     if manifest:
         await say(f"Writing {len(manifest)} files")
+    lost: list[str] = []
     for known in manifest:
-        file = await persistence.load_file(record.session_id, known.path)
-        if file is not None:
+        file = await persistence.load_file(session_id, known.path)
+        if file is None:
+            continue
+        try:
             await link.write_file(file.path, content_of(file))
-    return len(manifest)
+        except SandboxFault as fault:
+            if fault.code != "runner_refused":
+                raise
+            _log.warning("file_not_restored", session_id=session_id, detail=fault.detail)
+            lost.append(file.path)
+    return len(manifest) - len(lost), tuple(lost)
 
 
 async def _restore_transcript(recorder: Recorder, persistence: PersistenceAdapter, link: RunnerLink) -> None:
@@ -115,8 +142,22 @@ async def _restore_transcript(recorder: Recorder, persistence: PersistenceAdapte
     if recorder.record.agent_session_id is None:
         return
     for key, entries in transcript.items():
-        for at in range(0, len(entries), _ENTRIES_AT_ONCE):
-            await link.command("transcript", key=key, entries=entries[at : at + _ENTRIES_AT_ONCE])
+        for some in _portions(entries):
+            await link.command("transcript", key=key, entries=some)
+
+
+def _portions(entries: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    portion: list[dict[str, Any]] = []
+    size = 0
+    for entry in entries:
+        length = len(encode(entry))
+        if portion and (len(portion) == _ENTRIES_AT_ONCE or size + length > _ENTRY_BYTES_AT_ONCE):
+            yield portion
+            portion, size = [], 0
+        portion.append(entry)
+        size += length
+    if portion:
+        yield portion
 
 
 async def _leave_nothing(
@@ -127,5 +168,7 @@ async def _leave_nothing(
             await link.close()
         if sandbox is not None:
             await sandbox.stop()
+    except RuntimeFault as fault:  # why the wake failed is what is told; leftovers are found by label
+        _log.warning("sandbox_not_stopped", session_id=session_id, code=fault.code)
     finally:
         await around.gateway.close(session_id)

@@ -1,0 +1,125 @@
+"""Attachment: the sandbox that a session is attached to, with its link, its feed and its reader.
+
+What a session does with a living sandbox is here: hand over a message, interrupt, bring files in,
+say goodbye, leave. How one comes to be is in `wake`; when each of these is done is decided by
+`lifecycle` and performed by `session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import structlog
+
+from agent_runtime.blocks import Content
+from agent_runtime.errors import RuntimeFault, SandboxFault
+from agent_runtime.records import SandboxStatus, TurnError
+from agent_runtime.runner_feed import RunnerFeed
+from agent_runtime.runner_link import RunnerLink
+
+_log = structlog.get_logger(__name__)
+
+_SYNC_TIMEOUT_S: Final = 60.0
+"""A full look at a large workspace; beyond it a turn ends with what is known."""
+_GOODBYE_TIMEOUT_S: Final = 5.0
+"""For the agent's polite end before its sandbox is stopped; it needs 30 ms."""
+
+
+class Attachment:
+    """One sandbox while a session has it. `lost` says why it is of no more use, once it is.
+
+    `reader` is the task that listens; its owner sets it.
+    """
+
+    def __init__(self, session_id: str, link: RunnerLink, feed: RunnerFeed) -> None:
+        self.link = link
+        self.feed = feed
+        self.lost: TurnError | None = None
+        self.reader: asyncio.Task[None] | None = None
+        self._session_id = session_id
+
+    async def listen(self) -> TurnError:
+        """Read until the sandbox is of no more use; returns why, which is `lost` from then on."""
+        try:
+            await self.feed.run()
+        except SandboxFault as fault:
+            error = turn_error(fault)
+        except Exception:
+            _log.exception("feed_failed", session_id=self._session_id)
+            error = UNEXPECTED
+        self.lost = self.lost or error
+        return self.lost
+
+    async def deliver(self, turn_id: str, content: Content) -> None:
+        """Hand a message over. Raises `SandboxFault`."""
+        native = content if isinstance(content, str) else [part.to_json() for part in content]
+        await self.link.command("message", uuid=turn_id, content=native)
+
+    async def change_options(self, options: dict[str, Any]) -> None:
+        """Have the running agent follow. Raises `SandboxFault`."""
+        await self.link.command("options", options=options)
+
+    async def interrupt(self, grace_s: float) -> None:
+        """Ask the agent to stop; returns when the grace is over."""
+        deadline = asyncio.get_running_loop().time() + grace_s
+        try:
+            await self.link.command("interrupt", timeout_s=grace_s)
+        except SandboxFault as fault:
+            _log.info("interrupt_unanswered", session_id=self._session_id, code=fault.code)
+        await asyncio.sleep(max(0.0, deadline - asyncio.get_running_loop().time()))
+
+    async def settle(self) -> None:
+        """Bring the workspace's present state in, where there is still somebody to ask."""
+        if self.link.silent:
+            return
+        try:
+            await self.feed.settle(_SYNC_TIMEOUT_S)
+        except SandboxFault as fault:
+            _log.info("sync_unanswered", session_id=self._session_id, code=fault.code)
+
+    async def say_goodbye(self) -> None:
+        """End the agent politely and bring in what it left behind."""
+        if self.link.silent:
+            return
+        try:
+            await self.link.command("close", timeout_s=_GOODBYE_TIMEOUT_S)
+        except SandboxFault as fault:
+            _log.info("goodbye_unanswered", session_id=self._session_id, code=fault.code)
+        await self.settle()
+
+    async def leave(self) -> None:
+        """Disconnect, stop reading and end the sandbox. Idempotent; raises no `RuntimeFault`."""
+        self.feed.mute()
+        await self.link.close()
+        if self.reader is not None:
+            self.reader.cancel()
+            await asyncio.wait([self.reader])
+        try:
+            await self.link.sandbox.stop()
+        except RuntimeFault as fault:
+            # Its label stays: whoever looks for leftovers of this runtime finds it.
+            _log.warning("sandbox_not_stopped", session_id=self._session_id, code=fault.code)
+
+    def status(self, *, starting: bool, restart_count: int) -> SandboxStatus:
+        """The sandbox as clients see it."""
+        ref = self.link.sandbox.ref
+        return SandboxStatus(
+            sandbox_id=ref.sandbox_id,
+            provider=ref.provider,
+            isolation=ref.isolation,
+            status="starting" if starting else "ready",
+            restart_count=restart_count,
+            started_at=ref.started_at,
+            expires_at=self.link.sandbox.expires_at,
+        )
+
+
+UNEXPECTED: Final = TurnError(
+    code="internal", message="Something unexpected went wrong inside the runtime.", retryable=True
+)
+
+
+def turn_error(fault: RuntimeFault) -> TurnError:
+    """Why a turn failed, from the fault that made it fail."""
+    return TurnError(code=fault.code, message=fault.detail, retryable=fault.retryable)

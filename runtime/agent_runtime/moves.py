@@ -1,0 +1,187 @@
+"""Moves: what may happen to a session, and what its shell is then asked to do.
+
+The vocabulary of `lifecycle`: inputs go in, effects come out. Ids arrive inside inputs; times and
+durations are the shell's business. Which input leads to which effects is the table next door.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from agent_runtime.ports import AgentTurnEnded
+from agent_runtime.records import TurnError
+
+# What may happen to a session.
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAccepted:
+    """A user's message is durable; it is this turn."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmWanted:
+    """Somebody wants the sandbox before the first message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The sandbox is there and the agent waits for messages. `attempt` is that of its `Wake`."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WakeFailed:
+    """There is no sandbox and will be none; nothing of the attempt is left."""
+
+    attempt: int
+    error: TurnError
+
+
+@dataclass(frozen=True, slots=True)
+class AgentBegan:
+    """The agent works. `turn_id` is a fresh id, used when no turn is under way."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRested:
+    """The agent finished what it did."""
+
+    report: AgentTurnEnded
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptWanted:
+    """Somebody wants a turn to end: the active one (None), or a named one, active or queued."""
+
+    turn_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptExpired:
+    """The agent did not end the turn within its grace."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopWanted:
+    """The sandbox is to end; the session stays. `error`: why a running turn fails; None: cancelled."""
+
+    error: TurnError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The sandbox is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLost:
+    """The sandbox, or the agent in it, died by itself."""
+
+    error: TurnError
+
+
+Input: TypeAlias = (
+    MessageAccepted
+    | PrewarmWanted
+    | Woken
+    | WakeFailed
+    | AgentBegan
+    | AgentRested
+    | InterruptWanted
+    | InterruptExpired
+    | StopWanted
+    | Stopped
+    | SandboxLost
+)
+
+# What the shell is asked to do, in order.
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Make a sandbox and start the agent; answered by `Woken` or `WakeFailed`."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWake:
+    """Give the attempt up and leave nothing of it; never answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginTurn:
+    """Announce the turn and its user message, if it has one."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand the turn's message to the agent."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Ask the agent to stop; `InterruptExpired` comes back after the grace."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndTurn:
+    """Close what is open, persist everything, announce the end."""
+
+    turn_id: str
+    report: AgentTurnEnded
+
+
+@dataclass(frozen=True, slots=True)
+class EndUnbegun:
+    """Announce a turn that never ran: its message, its begin and its end, all at once.
+
+    It may come while another turn is under way, and touches nothing of that one.
+    """
+
+    turn_id: str
+    report: AgentTurnEnded
+
+
+@dataclass(frozen=True, slots=True)
+class StopSandbox:
+    """Sync where that is still possible, end the sandbox; answered by `Stopped`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceQueue:
+    """Tell who waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceStatus:
+    """Tell how the session stands."""
+
+
+Effect: TypeAlias = (
+    Wake
+    | CancelWake
+    | BeginTurn
+    | Deliver
+    | Interrupt
+    | EndTurn
+    | EndUnbegun
+    | StopSandbox
+    | AnnounceQueue
+    | AnnounceStatus
+)
