@@ -234,3 +234,46 @@ async def test_two_runtimes_on_one_machine_do_not_end_each_others_sandboxes(tmp_
             await eventually(lambda: sandboxes(tmp_path / "one"))
             phase = (await session_of(one, session_id))["session"]["runtime"]["phase"]
     assert phase == "ready"
+
+
+async def test_a_second_server_on_the_same_data_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    async with ScriptedModel() as model, served(tmp_path, model) as (_, url):
+        session_id, _ = await begin_turn(url, "[[script:text]]")
+        await wait_for_phase(url, session_id, "ready")
+        living = sandboxes(tmp_path)
+
+        code, output, errors = await refused("serve", "--port", "0", "--data", str(tmp_path))
+
+        assert (code, output) == (2, "")
+        assert f"another agent-runtime is running on the data folder {tmp_path}" in errors
+        assert errors.count("\n") == 1
+        assert sandboxes(tmp_path) == living
+        assert (await session_of(url, session_id))["session"]["runtime"]["phase"] == "ready"
+
+
+async def test_after_a_server_was_killed_its_data_is_free_again(tmp_path: Path) -> None:
+    async with ScriptedModel() as model:
+        async with served(tmp_path, model) as (process, url):
+            session_id, _ = await begin_turn(url, "[[script:slow_bash s=60]]")
+            await wait_for_phase(url, session_id, "running")
+            process.kill()
+            await process.wait()
+        async with served(tmp_path, model) as (_, url):
+            assert await session_of(url, session_id), "the sandbox that goes on does not hold the folder"
+
+
+async def test_a_data_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+
+    code, output, errors = await refused("serve", "--port", "0", "--data", str(tmp_path / "file"))
+
+    assert (code, output) == (2, "")
+    assert f"the data folder {tmp_path}/file cannot be used" in errors
+    assert "Traceback" not in errors
+
+
+async def refused(*arguments: str) -> tuple[int | None, str, str]:
+    """What a command says that ends at once: (exit code, standard output, standard error)."""
+    process = await asyncio.create_subprocess_exec(COMMAND, *arguments, stdout=PIPE, stderr=PIPE)
+    output, errors = await process.communicate()
+    return process.returncode, output.decode(), errors.decode()

@@ -1,5 +1,6 @@
 """Composition: where adapters meet the runtime. The only module of this package that names them.
 
+<data>/lock              held while a runtime serves from here (`folder`)
 <data>/runtime-id        labels this runtime's sandboxes, the same after every restart
 <data>/agent-runtime.db  sessions, blocks, turns, transcripts, files
 <data>/sandboxes/        one folder per living sandbox

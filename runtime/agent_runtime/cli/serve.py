@@ -25,6 +25,7 @@ from agent_runtime.runtime import AgentRuntime
 from agent_runtime.transport.auth import OpenAccess, TokenAuthenticator, is_loopback, new_token
 
 from .composition import compose
+from .folder import held
 from .settings import Settings
 
 TOKEN_ENV: Final = "AGENT_RUNTIME_TOKEN"
@@ -53,6 +54,13 @@ async def running(settings: Settings, *, gateway: ModelGateway | None = None) ->
     if settings.open_access and not is_loopback(settings.host):
         detail = "open access is refused on an address that others can reach"
         raise InvalidRequest(detail, code="open_access_refused")
+    with held(settings.data):
+        async with _serving(settings, token, gateway) as served:
+            yield served
+
+
+@asynccontextmanager
+async def _serving(settings: Settings, token: str, gateway: ModelGateway | None) -> AsyncIterator[Served]:
     try:
         authenticator = OpenAccess() if settings.open_access else TokenAuthenticator(token)
         runtime = AgentRuntime(compose(settings, authenticator=authenticator, gateway=gateway))
