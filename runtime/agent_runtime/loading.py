@@ -1,28 +1,133 @@
-"""Loading: from a stored record to an `AgentSession` in memory. Reads the store, changes nothing.
+"""Loading: from a stored record to an `AgentSession` in memory, once for all who ask; and back.
 
-The cost does not depend on how long the session is: the newest blocks, the newest turns and the
-manifest are read. `manager` calls it once per session; what the session then does is its own.
+A session is loaded under a lock of its own, so that two callers never load it twice. The cost does
+not depend on how long the session is: the newest blocks, the newest turns and the manifest are read.
+Who may ask for a session is the manager's business; what a session does is its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
+from weakref import WeakValueDictionary
 
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Conversation
-from agent_runtime.ports import Agent
+from agent_runtime.errors import AgentFault, NotFound, RuntimeFault
+from agent_runtime.ports import Agent, PersistenceAdapter
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import ClientSession, SessionRecord, TurnStatus
+from agent_runtime.records import ClientSession, SessionRecord, Turn, TurnError, TurnStatus
 from agent_runtime.session import AgentSession
+from agent_runtime.tasks import Tasks
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
 
+_CLOSE_BOUND_S: Final = 30.0
+"""For all sessions to sync and stop: longer than a slow sync, shorter than an orchestrator's patience."""
 _BLOCKS: Final = 200
 _TURNS: Final = 100
-"""How far back unfinished turns are looked for; a queue is far shorter."""
+"""How many are read at once in search of unfinished ones; a queue is shorter (`turns.MAX_WAITING`)."""
 _UNFINISHED: Final = frozenset({TurnStatus.QUEUED, TurnStatus.RUNNING})
+
+
+class Loaded:
+    """The sessions in memory, each with the task that runs it."""
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        profile: Callable[[str], Awaitable[AgentProfile]],
+        on_change: Callable[[ClientSession], None],
+    ) -> None:
+        self.closing = False
+        self._config = config
+        self._agents: dict[str, Agent] = {agent.architecture: agent for agent in config.agents}
+        self._profile = profile
+        self._on_change = on_change
+        self._sessions: dict[str, AgentSession] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks = Tasks()
+
+    async def open(self) -> None:
+        """Begin; nothing can be loaded before."""
+        await self._tasks.open()
+
+    async def close(self, why: TurnError) -> None:
+        """Stop all sessions together, within `_CLOSE_BOUND_S`; end by force what is not done then."""
+        self.closing = True
+        stops = [self._tasks.spawn(self.unload(session, why)) for session in self._sessions.values()]
+        if stops:
+            await asyncio.wait(stops, timeout=_CLOSE_BOUND_S)
+        await self._tasks.close()
+
+    def check_open(self) -> None:
+        """Raises `RuntimeFault` (`runtime_stopped`) once `close` began."""
+        if self.closing:
+            raise RuntimeFault("The runtime is stopping.", code="runtime_stopped", retryable=True)
+
+    def find(self, session_id: str) -> AgentSession | None:
+        """The session, if it is in memory."""
+        return self._sessions.get(session_id)
+
+    def failing(self) -> bool:
+        """Whether the store does not take what a session has to save."""
+        return any(session.recorder.failing for session in self._sessions.values())
+
+    def lock(self, session_id: str) -> asyncio.Lock:
+        """Whoever holds it decides whether the session exists and is in memory."""
+        return self._locks.setdefault(session_id, asyncio.Lock())
+
+    def agent(self, architecture: str) -> Agent:
+        """The agent kind of this name. Raises `AgentFault` (`unsupported_architecture`)."""
+        agent = self._agents.get(architecture)
+        if agent is None:
+            known = ", ".join(sorted(self._agents))
+            raise AgentFault(
+                f"There is no agent '{architecture[:100]}' here; there is: {known}.",
+                code="unsupported_architecture",
+            )
+        return agent
+
+    async def load(self, session_id: str) -> AgentSession:
+        """The session in memory; whoever comes first loads it for all. Raises `NotFound`."""
+        async with self.lock(session_id):
+            session = self._sessions.get(session_id)
+            if session is not None:
+                return session
+            self.check_open()
+            record = await self._config.persistence.load_session(session_id)
+            if record is None:
+                raise NotFound.session(session_id)
+            agent = self.agent(record.architecture)
+            session = await load(
+                record, self._config, agent, profile=self._profile, on_change=self._on_change
+            )
+            self.check_open()  # nobody would end a session that `close` did not see
+            self._sessions[session_id] = session
+            self._tasks.spawn(self._run(session))
+            return session
+
+    async def unload(self, session: AgentSession, why: TurnError | None) -> None:
+        """Stop a session, save what it has, and let it go."""
+        try:
+            await session.stop(why)
+            await session.recorder.flush()
+        finally:
+            session.close()
+            self._forget(session)
+
+    async def _run(self, session: AgentSession) -> None:
+        try:
+            await session.run()
+        finally:
+            self._forget(session)
+
+    def _forget(self, session: AgentSession) -> None:
+        if self._sessions.get(session.session_id) is session:
+            del self._sessions[session.session_id]
 
 
 async def load(
@@ -36,7 +141,7 @@ async def load(
     """Build the session. Raises `PersistenceFault`."""
     store = config.persistence
     page = await store.load_blocks(record.session_id, limit=_BLOCKS)
-    turns = await store.load_turns(record.session_id, limit=_TURNS)
+    newest = await store.load_turns(record.session_id, limit=1)
     recorder = Recorder(
         record,
         Conversation(page.blocks, has_older=page.has_more),
@@ -48,13 +153,25 @@ async def load(
     )
     return AgentSession(
         recorder,
-        Turns(recorder, store, next_index=turns[-1].index + 1 if turns else 0),
+        Turns(recorder, store, next_index=newest[-1].index + 1 if newest else 0),
         _surroundings(config, agent),
         profile=profile,
-        unfinished=tuple(turn for turn in turns if turn.status in _UNFINISHED),
+        unfinished=await _unfinished(store, record.session_id),
         interrupt_grace_s=config.interrupt_grace_s,
         on_change=on_change,
     )
+
+
+async def _unfinished(store: PersistenceAdapter, session_id: str) -> tuple[Turn, ...]:
+    """The turns that are queued or under way, in order: as far back as each page holds one."""
+    found: tuple[Turn, ...] = ()
+    before: int | None = None
+    while True:
+        page = await store.load_turns(session_id, limit=_TURNS, before=before)
+        unfinished = tuple(turn for turn in page if turn.status in _UNFINISHED)
+        if not unfinished:
+            return found
+        found, before = unfinished + found, page[0].index
 
 
 def _surroundings(config: RuntimeConfig, agent: Agent) -> Surroundings:

@@ -1,11 +1,11 @@
-"""SessionManager: all sessions of one runtime: found, loaded once, admitted to, and ended in order.
+"""SessionManager: all sessions of one runtime: made, found, admitted to, and ended in order.
 
 Every call names a principal; a session of another owner looks absent. A session is in memory from
-its first use on, under a lock of its own, so that two callers never load it twice. What a session
-does is in `session`; how it is spoken to from outside is in `transport`.
+its first use on (`loading`). What a session does is in `session`; how it is spoken to from outside is
+in `transport`.
 
 Closing: 1. no new session is loaded; 2. all sessions stop together, each as `session` describes,
-within `_CLOSE_BOUND_S`; 3. provider, gateway, log and store are closed.
+within a bound; 3. provider, gateway, log and store are closed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
-from weakref import WeakValueDictionary
 
 import structlog
 
 from agent_runtime.blocks import Block, Content
+from agent_runtime.catalogue import Catalogue
+from agent_runtime.changes import Changes, SessionChange
 from agent_runtime.clock import now
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
-from agent_runtime.errors import AgentFault, Conflict, NotFound, RuntimeFault
-from agent_runtime.loading import load
-from agent_runtime.ports import Agent, Principal
-from agent_runtime.profile import AgentProfile, default_profile
+from agent_runtime.errors import Conflict, NotFound, PersistenceFault, RuntimeFault
+from agent_runtime.loading import Loaded
+from agent_runtime.ports import Principal
+from agent_runtime.profile import AgentProfile
 from agent_runtime.records import (
     ClientSession,
     Phase,
@@ -37,13 +39,12 @@ from agent_runtime.records import (
     WorkspaceFile,
 )
 from agent_runtime.session import AgentSession, SendReceipt
-from agent_runtime.tasks import Tasks
 from agent_runtime.workspace import file_of, safe_path
 
 _log = structlog.get_logger(__name__)
 
-_CLOSE_BOUND_S: Final = 30.0
-"""For all sessions to sync and stop: longer than a slow sync, shorter than an orchestrator's patience."""
+_PROBE_S: Final = 2.0
+"""For the store to answer when somebody asks whether we are ready."""
 _REPEATABLE: Final = uuid.UUID("6f6e9b0a-5d0e-4a51-9a0c-7d1f6c1c2d11")
 """Namespace of session ids made from an idempotency key: the same owner and key give the same id."""
 
@@ -63,15 +64,6 @@ class NewSession:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionChange:
-    """A change of what a session list shows; `session` is None when it was deleted."""
-
-    kind: Literal["created", "changed", "deleted"]
-    session_id: str
-    session: ClientSession | None
-
-
-@dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether new work can be taken, and each part's own word on it (JSON values)."""
 
@@ -86,44 +78,45 @@ class SessionManager:
         self.log = config.log
         self._config = config
         self._persistence = config.persistence
-        self._agents: dict[str, Agent] = {agent.architecture: agent for agent in config.agents}
-        self._sessions: dict[str, AgentSession] = {}
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._watchers: dict[object, tuple[str, Callable[[SessionChange], None]]] = {}
-        self._tasks = Tasks()
-        self._closing = False
+        self._catalogue = Catalogue(config)
+        self._changes = Changes()
+        self._closed = False
+        self._loaded = Loaded(config, profile=self.profile, on_change=self._changed)
 
     async def open(self) -> None:
         """Open the store and end the sandboxes that an earlier process of this runtime left."""
-        await self._persistence.open()
-        await self._tasks.open()
-        await self._end_leftovers()
+        try:
+            await self._persistence.open()
+            await self._loaded.open()
+            await self._end_leftovers()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """See the module. Idempotent."""
-        if self._closing:
+        if self._closed:
             return
-        self._closing = True
-        why = TurnError(code="runtime_stopped", message="The runtime was stopped.", retryable=True)
-        stops = [self._tasks.spawn(self._unload(session, why)) for session in self._sessions.values()]
-        if stops:
-            await asyncio.wait(stops, timeout=_CLOSE_BOUND_S)
-        await self._tasks.close()
-        await self._config.sandboxes.close()
-        await self._config.gateway.aclose()
-        await self.log.close()
-        await self._persistence.close()
+        self._closed = True
+        async with AsyncExitStack() as last:  # each is closed, whatever becomes of the others
+            last.push_async_callback(self._persistence.close)
+            last.push_async_callback(self.log.close)
+            last.push_async_callback(self._config.gateway.aclose)
+            last.push_async_callback(self._config.sandboxes.close)
+            await self._loaded.close(_STOPPED)
 
     # Sessions.
 
     async def create_session(self, principal: Principal, new: NewSession) -> tuple[ClientSession, bool]:
         """Create a session, durably; no sandbox yet. The bool tells whether it was made just now.
 
-        Raises `NotFound` (`profile_not_found`), `InvalidRequest`, `AgentFault`
+        With an idempotency key the same call may be made again, after any failure: what is missing is
+        done then. Raises `NotFound` (`profile_not_found`), `InvalidRequest`, `AgentFault`
         (`unsupported_architecture`).
         """
+        self._loaded.check_open()
         profile = await self.profile(new.agent_profile_ref)
-        agent = self._agent(new.architecture or profile.architecture)
+        agent = self._loaded.agent(new.architecture or profile.architecture)
         options = agent.check_options(new.session_options)
         present = now()
         files = [(path, text.encode()) for path, text in profile.files.items()]
@@ -143,11 +136,13 @@ class SessionManager:
             for path, content in (*files, *new.workspace_files)
         }
         made = await self._create(record, tuple(workspace.values()))
-        session = await self._load(record.session_id)
+        session = await self._loaded.load(record.session_id)
         if made:
-            self._tell(principal.owner, SessionChange("created", session.session_id, session.shown()))
-        if made and new.message is not None:
-            await session.send(new.message, message_id=None, when_busy="queue")
+            created = SessionChange("created", session.session_id, session.shown())
+            self._changes.tell(principal.owner, created)
+        if new.message is not None:
+            message_id = str(uuid.uuid5(_REPEATABLE, session.session_id))
+            await session.send(new.message, message_id=message_id, when_busy="queue")
         return session.shown(), made
 
     async def list_sessions(
@@ -193,15 +188,17 @@ class SessionManager:
         return session.shown()
 
     async def delete_session(self, principal: Principal, session_id: str) -> None:
-        """End the sandbox and remove everything for ever. Raises `NotFound`."""
-        await self._record(principal, session_id)
-        async with self._lock(session_id):
-            session = self._sessions.get(session_id)
-            if session is not None:
-                await self._unload(session, None)
+        """End the sandbox and remove everything for ever. Raises `NotFound`, `PersistenceFault`."""
+        async with self._loaded.lock(session_id):
+            await self._record(principal, session_id)
+            # First the store: when it does not answer, nothing has happened; and what the ending
+            # session would still save is not wanted.
             await self._persistence.delete_session(session_id)
+            session = self._loaded.find(session_id)
+            if session is not None:
+                await self._loaded.unload(session, None)
             await self.log.drop(session_id)
-        self._tell(principal.owner, SessionChange("deleted", session_id, None))
+        self._changes.tell(principal.owner, SessionChange("deleted", session_id, None))
 
     async def stop_session(self, principal: Principal, session_id: str) -> ClientSession:
         """End the sandbox, keep the session; returns when it is gone. Raises `NotFound`."""
@@ -211,6 +208,7 @@ class SessionManager:
 
     async def prewarm_session(self, principal: Principal, session_id: str) -> ClientSession:
         """Begin to start the sandbox. Raises `NotFound`."""
+        self._loaded.check_open()
         session = await self._own(principal, session_id)
         session.prewarm()
         return session.shown()
@@ -232,14 +230,18 @@ class SessionManager:
         message_id: str | None,
         when_busy: Literal["queue", "reject"],
     ) -> SendReceipt:
-        """Accept a message; durable on return. Raises `NotFound`, `Conflict`, `PersistenceFault`."""
+        """Accept a message; durable on return.
+
+        Raises `NotFound`, `Conflict`, `RateLimited`, `PersistenceFault`.
+        """
+        self._loaded.check_open()
         session = await self._own(principal, session_id)
         return await session.send(content, message_id=message_id, when_busy=when_busy)
 
     async def interrupt(self, principal: Principal, session_id: str, turn_id: str | None) -> bool:
         """Ask a turn to end; whether there was one. Raises `NotFound`."""
         await self._record(principal, session_id)
-        session = self._sessions.get(session_id)
+        session = self._loaded.find(session_id)
         return session is not None and session.interrupt(turn_id)
 
     async def turns(
@@ -289,35 +291,22 @@ class SessionManager:
 
     async def profiles(self) -> tuple[AgentProfile, ...]:
         """All profiles by id: `default`, the store's, and over them the configuration's."""
-        configured = self._config.profiles
-        given = await configured() if callable(configured) else configured
-        stored = await self._persistence.list_profiles()
-        known = {profile.profile_id: profile for profile in (default_profile(), *stored, *given)}
-        return tuple(profile for _, profile in sorted(known.items()))
+        return await self._catalogue.all()
 
     async def profile(self, profile_id: str) -> AgentProfile:
         """One profile. Raises `NotFound` (`profile_not_found`)."""
-        for profile in await self.profiles():
-            if profile.profile_id == profile_id:
-                return profile
-        raise NotFound("There is no such profile.", code="profile_not_found")
+        return await self._catalogue.one(profile_id)
 
     # The whole.
 
     def watch(self, principal: Principal, on_change: Callable[[SessionChange], None]) -> Callable[[], None]:
         """Be called at each change of the principal's session list; returns how to end that."""
-        key = object()
-        self._watchers[key] = (principal.owner, on_change)
-
-        def cancel() -> None:
-            self._watchers.pop(key, None)
-
-        return cancel
+        return self._changes.watch(principal.owner, on_change)
 
     async def readiness(self) -> Readiness:
         """Whether store and sandboxes work."""
         capabilities = await self._config.sandboxes.probe()
-        failing = any(session.recorder.failing for session in self._sessions.values())
+        failing = self._loaded.failing() or not await self._store_answers()
         parts: dict[str, dict[str, object]] = {
             "persistence": {"ok": not failing},
             "sandboxes": {
@@ -327,11 +316,19 @@ class SessionManager:
                 "reasons": list(capabilities.reasons),
             },
         }
-        return Readiness(all(part["ok"] for part in parts.values()) and not self._closing, parts)
+        return Readiness(all(part["ok"] for part in parts.values()) and not self._loaded.closing, parts)
+
+    async def _store_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                await self._persistence.load_session("")
+        except (PersistenceFault, TimeoutError):
+            return False
+        return True
 
     async def _record(self, principal: Principal, session_id: str) -> SessionRecord:
         """The principal's own session, from memory where it is loaded. Raises `NotFound`."""
-        loaded = self._sessions.get(session_id)
+        loaded = self._loaded.find(session_id)
         record = loaded.recorder.record if loaded else await self._persistence.load_session(session_id)
         if record is None or record.owner != principal.owner:
             raise NotFound.session(session_id)
@@ -340,52 +337,19 @@ class SessionManager:
     async def _own(self, principal: Principal, session_id: str) -> AgentSession:
         """The principal's own session, loaded. Raises `NotFound`."""
         await self._record(principal, session_id)
-        return await self._load(session_id)
-
-    async def _load(self, session_id: str) -> AgentSession:
-        """The session in memory; whoever comes first loads it for all."""
-        async with self._lock(session_id):
-            session = self._sessions.get(session_id)
-            if session is not None:
-                return session
-            if self._closing:
-                raise RuntimeFault("The runtime is stopping.", code="runtime_stopped", retryable=True)
-            record = await self._persistence.load_session(session_id)
-            if record is None:
-                raise NotFound.session(session_id)
-            session = await load(
-                record,
-                self._config,
-                self._agent(record.architecture),
-                profile=self.profile,
-                on_change=self._changed,
-            )
-            self._sessions[session_id] = session
-            self._tasks.spawn(self._run(session))
-            return session
-
-    async def _run(self, session: AgentSession) -> None:
-        try:
-            await session.run()
-        finally:
-            if self._sessions.get(session.session_id) is session:
-                del self._sessions[session.session_id]
-
-    async def _unload(self, session: AgentSession, why: TurnError | None) -> None:
-        await session.stop(why)
-        await session.sync()
-        session.close()
-        self._sessions.pop(session.session_id, None)
+        return await self._loaded.load(session_id)
 
     async def _create(self, record: SessionRecord, files: tuple[WorkspaceFile, ...]) -> bool:
         """Store a new session with its files; False where an idempotency key made it before."""
-        try:
-            await self._persistence.create_session(record)
-        except Conflict:
-            return False
-        if files:
-            await self._persistence.save_files(record.session_id, files)
-        return True
+        async with self._loaded.lock(record.session_id):
+            made = True
+            try:
+                await self._persistence.create_session(record)
+            except Conflict:
+                made = False
+            if files and (made or not await self._persistence.load_manifest(record.session_id)):
+                await self._persistence.save_files(record.session_id, files)
+            return made
 
     async def _end_leftovers(self) -> None:
         """Sandboxes of an earlier process: their sessions are synced up to the last interval."""
@@ -396,32 +360,17 @@ class SessionManager:
             except RuntimeFault as fault:
                 _log.warning("leftover_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
 
-    def _agent(self, architecture: str) -> Agent:
-        agent = self._agents.get(architecture)
-        if agent is None:
-            known = ", ".join(sorted(self._agents))
-            raise AgentFault(
-                f"There is no agent '{architecture[:100]}' here; there is: {known}.",
-                code="unsupported_architecture",
-            )
-        return agent
-
-    def _lock(self, session_id: str) -> asyncio.Lock:
-        return self._locks.setdefault(session_id, asyncio.Lock())
-
     def _shown(self, record: SessionRecord) -> ClientSession:
-        loaded = self._sessions.get(record.session_id)
+        loaded = self._loaded.find(record.session_id)
         if loaded is not None:
             return loaded.shown()
         return ClientSession.of(record, RuntimeStatus(is_loaded=False, phase=Phase.DORMANT))
 
     def _changed(self, session: ClientSession) -> None:
-        self._tell(session.owner or "", SessionChange("changed", session.session_id, session))
+        self._changes.tell(session.owner or "", SessionChange("changed", session.session_id, session))
 
-    def _tell(self, owner: str, change: SessionChange) -> None:
-        for watched, on_change in list(self._watchers.values()):
-            if watched == owner:
-                on_change(change)
+
+_STOPPED: Final = TurnError(code="runtime_stopped", message="The runtime was stopped.", retryable=True)
 
 
 def _session_id(principal: Principal, idempotency_key: str | None) -> str:

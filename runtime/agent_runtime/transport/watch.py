@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from agent_runtime.manager import SessionChange
+from agent_runtime.changes import SessionChange
 from agent_runtime.transport import wire
 
 COALESCE_S: Final = 0.1

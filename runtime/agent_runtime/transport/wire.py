@@ -70,6 +70,7 @@ _STATUS_OF_CODE: Final = {
     "file_too_large": 413,
     "unsupported_media_type": 415,
     "unsupported_architecture": 422,
+    "runtime_stopped": 503,
 }
 
 
