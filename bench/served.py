@@ -21,13 +21,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import aiohttp
 import socketio
 
 WITHIN_S = 90.0
+COMPLAINT_BYTES = 4096
 PROMPT = "[[script:text]]"
 
 
@@ -65,22 +66,28 @@ async def served(model_url: str) -> AsyncIterator[System]:
 
 @asynccontextmanager
 async def process(*argv: str, env: dict[str, str] | None = None) -> AsyncIterator[tuple[Process, Any]]:
-    """Start a program that says on its first line that it is ready; end it politely."""
-    child = await asyncio.create_subprocess_exec(
-        *argv, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=env
-    )
-    try:
-        assert child.stdout is not None
-        async with asyncio.timeout(WITHIN_S):
-            line = await child.stdout.readline()
-        if not line:
-            raise SystemExit(f"did not start: {' '.join(argv)}")
-        yield child, json.loads(line)
-    finally:
-        if child.returncode is None:
-            child.terminate()
-        async with asyncio.timeout(WITHIN_S):
-            await child.wait()
+    """Start a program that says on its first line that it is ready; end it politely.
+
+    What it complained about is printed only where the measurement fails.
+    """
+    with TemporaryFile() as complaints:
+        child = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=complaints, env=env)
+        try:
+            assert child.stdout is not None
+            async with asyncio.timeout(WITHIN_S):
+                line = await child.stdout.readline()
+            if not line:
+                raise SystemExit(f"did not start: {' '.join(argv)}")
+            yield child, json.loads(line)
+        except BaseException:
+            complaints.seek(0)
+            sys.stderr.write(complaints.read()[-COMPLAINT_BYTES:].decode(errors="replace"))
+            raise
+        finally:
+            if child.returncode is None:
+                child.terminate()
+            async with asyncio.timeout(WITHIN_S):
+                await child.wait()
 
 
 @dataclass(frozen=True)
