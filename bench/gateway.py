@@ -27,8 +27,8 @@ from figures import save, summary, table
 from served import process, scripted_model
 
 REQUESTS_A_RUN = 100
-REQUEST_BYTES = 100_000
-"""An agent's first request, with its tools and instructions, is about so long."""
+REQUEST_BYTES = 50_000
+"""An agent's first request, with its tools and instructions, is about so long; it grows from there."""
 MIB = 1024 * 1024
 STREAMS = {
     "large pieces": f"[[script:big n={8 * MIB}]]",
