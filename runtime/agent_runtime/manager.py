@@ -84,11 +84,18 @@ class SessionManager:
         self._loaded = Loaded(config, profile=self.profile, on_change=self._changed)
 
     async def open(self) -> None:
-        """Open the store and end the sandboxes that an earlier process of this runtime left."""
+        """Open the store, end the sandboxes that an earlier process of this runtime left, try one out.
+
+        Trying out now spares the first message the time for it; without sandboxes the runtime still
+        serves what is stored, and says so.
+        """
         try:
             await self._persistence.open()
             await self._loaded.open()
             await self._end_leftovers()
+            found = await self._config.sandboxes.probe()
+            if not found.available:
+                _log.warning("no_sandboxes", provider=found.provider, reasons=found.reasons)
         except BaseException:
             await self.close()
             raise
