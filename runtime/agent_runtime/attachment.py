@@ -15,7 +15,7 @@ import structlog
 from agent_runtime.blocks import Content
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.records import SandboxStatus, TurnError
-from agent_runtime.runner_feed import RunnerFeed
+from agent_runtime.runner_feed import UNEXPECTED, RunnerFeed
 from agent_runtime.runner_link import RunnerLink
 
 _log = structlog.get_logger(__name__)
@@ -48,6 +48,7 @@ class Attachment:
         except Exception:
             _log.exception("feed_failed", session_id=self._session_id)
             error = UNEXPECTED
+        await self.link.close()  # nobody reads any more: whoever waits for a reply must know
         self.lost = self.lost or error
         return self.lost
 
@@ -113,11 +114,6 @@ class Attachment:
             started_at=ref.started_at,
             expires_at=self.link.sandbox.expires_at,
         )
-
-
-UNEXPECTED: Final = TurnError(
-    code="internal", message="Something unexpected went wrong inside the runtime.", retryable=True
-)
 
 
 def turn_error(fault: RuntimeFault) -> TurnError:

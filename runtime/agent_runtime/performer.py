@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 
 from agent_runtime import moves
-from agent_runtime.attachment import UNEXPECTED, Attachment, turn_error
+from agent_runtime.attachment import Attachment, turn_error
 from agent_runtime.errors import Conflict, RuntimeFault, SandboxFault
 from agent_runtime.events import OptionsChanged, QueueChanged, SessionStatus, WorkspaceRestored
 from agent_runtime.machine import Machine
@@ -29,7 +29,7 @@ from agent_runtime.ports import AgentIdentity, AgentTurnBegan, AgentTurnEnded
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import ClientSession, Phase, RuntimeStatus, SandboxStatus, TurnError, TurnStatus
-from agent_runtime.runner_feed import AgentGone, Heard, RunnerFeed
+from agent_runtime.runner_feed import UNEXPECTED, AgentGone, Heard, RunnerFeed
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.tasks import unhindered
 from agent_runtime.turns import Turns

@@ -22,6 +22,7 @@ import structlog
 from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event, FileChanged
+from agent_runtime.frozen import text_of
 from agent_runtime.ports import (
     AgentIdentity,
     AgentTurnBegan,
@@ -60,6 +61,9 @@ class AgentGone:
     error: TurnError
 
 
+UNEXPECTED: Final = TurnError(
+    code="internal", message="Something unexpected went wrong inside the runtime.", retryable=True
+)
 Heard: TypeAlias = Report | AgentGone
 _REPORTS: Final = (AgentIdentity, AgentTurnBegan, AgentTurnEnded, AgentGone)
 
@@ -317,7 +321,11 @@ class RunnerFeed:
         if not isinstance(line, dict):
             return ()
         moment = _moment(frame.get("t"))
-        return self._translator.translate(line, turn_id=self._turn_id(), at=moment)
+        try:
+            return self._translator.translate(line, turn_id=self._turn_id(), at=moment)
+        except Exception:  # a translator's defect must not cost the files of the workspace
+            _log.exception("line_not_translated", session_id=self._recorder.session_id)
+            return (AgentGone(UNEXPECTED),)
 
 
 def _moment(seconds: object) -> datetime:
@@ -329,7 +337,7 @@ def _moment(seconds: object) -> datetime:
 
 def _text(frame: Frame, name: str) -> str:
     said = frame.get(name)
-    return said[:500] if isinstance(said, str) else ""
+    return text_of(said[:500]) if isinstance(said, str) else ""
 
 
 def _is_storable(entry: object) -> bool:

@@ -1,0 +1,129 @@
+"""ScriptedAgent: an agent kind whose native lines are our own events, for fast and exact stories.
+
+A line is `{"event": {...}}`, an event as JSON, or `{"report": ..., ...}`, one of the reports that a
+translator gives. `line_of` writes both. It knows nothing of who plays the lines (`scripted_runner`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from agent_runtime.blocks import BLOCK, Block
+from agent_runtime.errors import InvalidRequest
+from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event
+from agent_runtime.ports import (
+    AgentIdentity,
+    AgentStart,
+    AgentTurnBegan,
+    AgentTurnEnded,
+    Translated,
+)
+from agent_runtime.profile import AgentProfile
+from agent_runtime.records import TurnError, TurnStatus
+
+
+class ScriptedAgent:
+    """Implements `ports.Agent`. Session options: any but `refused`, which nobody may set."""
+
+    @property
+    def architecture(self) -> str:
+        """`scripted`."""
+        return "scripted"
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options are fine but one. Raises `InvalidRequest`."""
+        if "refused" in options:
+            raise InvalidRequest("Unknown session option 'refused'.")
+        return dict(options)
+
+    def start(
+        self,
+        profile: AgentProfile,
+        options: Mapping[str, Any],
+        *,
+        agent_session_id: str | None,
+        gateway_token: str,
+    ) -> AgentStart:
+        """What the runner is told."""
+        told = {"profile": profile.profile_id, "resume": agent_session_id, "gatewayToken": gateway_token}
+        return AgentStart("scripted", {**told, "options": dict(options)})
+
+    def translator(self) -> ScriptedTranslator:
+        """A fresh translator."""
+        return ScriptedTranslator()
+
+    def read_transcript(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:
+        """The entries that are blocks, in order."""
+        return tuple(block for entries in transcript.values() for entry in entries for block in _block(entry))
+
+
+class ScriptedTranslator:
+    """Implements `ports.Translator`."""
+
+    def translate(
+        self,
+        line: Mapping[str, Any],
+        *,
+        turn_id: str | None,
+        at: datetime,  # noqa: ARG002  events bring their own times
+    ) -> Sequence[Translated]:
+        """The event or the report of a line; nothing where it holds neither."""
+        if "report" in line:
+            return _report(line)
+        try:
+            event: Event = EVENT.validate_python(line.get("event"))
+        except ValueError:
+            return ()
+        changes: dict[str, Any] = {"turn_id": turn_id}
+        if isinstance(event, BlockStart | BlockComplete):
+            changes["block"] = event.block.model_copy(update={"turn_id": turn_id})
+        return (event.model_copy(update=changes),)
+
+
+def line_of(told: Translated) -> dict[str, Any]:
+    """The native line that is translated to this."""
+    match told:
+        case AgentIdentity():
+            return {"report": "identity", "agentSessionId": told.agent_session_id}
+        case AgentTurnBegan():
+            return {"report": "began"}
+        case AgentTurnEnded():
+            return {
+                "report": "ended",
+                "status": told.status.value,
+                "stopReason": told.stop_reason,
+                "error": told.error.to_json() if told.error else None,
+                "totalCostUsd": told.total_cost_usd,
+                "autonomous": told.autonomous,
+            }
+        case _:
+            return {"event": told.to_json()}
+
+
+def _report(line: Mapping[str, Any]) -> Sequence[Translated]:
+    match line:
+        case {"report": "identity", "agentSessionId": str(agent_session_id)}:
+            return (AgentIdentity(agent_session_id),)
+        case {"report": "began"}:
+            return (AgentTurnBegan(),)
+        case {"report": "ended", "status": ("completed" | "failed" | "cancelled") as status}:
+            error = line.get("error")
+            return (
+                AgentTurnEnded(
+                    status=TurnStatus(status),
+                    stop_reason=line.get("stopReason"),
+                    error=TurnError.model_validate(error) if error else None,
+                    total_cost_usd=line.get("totalCostUsd"),
+                    autonomous=line.get("autonomous") is True,
+                ),
+            )
+    return ()
+
+
+def _block(entry: Mapping[str, Any]) -> tuple[Block, ...]:
+    try:
+        return (BLOCK.validate_python(entry),)
+    except ValueError:
+        return ()

@@ -1,0 +1,129 @@
+"""A runtime without a transport: real manager, store and log; a scripted agent in scripted sandboxes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from agent_runtime.config import RuntimeConfig
+from agent_runtime.events import Event, Gap, Position, TurnEnd
+from agent_runtime.manager import NewSession, SessionManager
+from agent_runtime.ports import Principal
+from agent_runtime.profile import AgentProfile
+from agent_runtime.records import Phase, Turn
+from agent_runtime.session import SendReceipt
+from agent_runtime.testing.no_gateway import NoGateway
+from agent_runtime.testing.scripted_agent import ScriptedAgent
+from agent_runtime.testing.scripted_runner import Script, echo
+from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
+from agent_runtime_adapters.logs.memory import MemoryEventLog
+from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.faults import FaultyPersistence
+from tests.waiting import eventually
+
+ANNA, BERT = Principal("anna"), Principal("bert")
+PROFILE = AgentProfile(profile_id="scripted", name="Scripted", architecture="scripted")
+
+
+@dataclass
+class World:
+    manager: SessionManager
+    sandboxes: ScriptedSandboxes
+    store: FaultyPersistence
+    log: MemoryEventLog
+    gateway: NoGateway
+
+    async def new(self, **given: Any) -> str:
+        session, _ = await self.manager.create_session(ANNA, NewSession("scripted", **given))
+        return session.session_id
+
+    async def send(
+        self, session_id: str, text: str, message_id: str | None = None, *, when_busy: Any = "queue"
+    ) -> SendReceipt:
+        return await self.manager.send(ANNA, session_id, text, message_id=message_id, when_busy=when_busy)
+
+    async def events(self, session_id: str) -> list[Event]:
+        """All events of the session's log so far."""
+        head = await self.log.head(session_id)
+        replay = await self.log.since(session_id, Position(head.epoch, 0))
+        assert not isinstance(replay, Gap)
+        return [entry.event for entry in replay.entries]
+
+    async def of(self, session_id: str, kind: str) -> list[Any]:
+        return [event for event in await self.events(session_id) if event.type == kind]
+
+    async def ended(self, session_id: str, count: int) -> list[Turn]:
+        """The turns that ended, once there are so many."""
+        await self._until_ended(session_id, count)
+        ended = [event.turn for event in await self.of(session_id, "turn_end")]
+        assert len(ended) == count
+        return ended
+
+    async def _until_ended(self, session_id: str, count: int) -> None:
+        async with asyncio.timeout(10):
+            while True:
+                head = await self.log.head(session_id)
+                ends = [event for event in await self.events(session_id) if isinstance(event, TurnEnd)]
+                if len(ends) >= count:
+                    return
+                await self.log.wait(session_id, head)
+
+    async def phase(self, session_id: str) -> Phase:
+        return (await self.manager.session(ANNA, session_id)).runtime.phase
+
+    async def reaches(self, session_id: str, phase: Phase) -> None:
+        """Wait until the session is in this phase."""
+        async with asyncio.timeout(10):
+            while await self.phase(session_id) is not phase:
+                head = await self.log.head(session_id)
+                if await self.phase(session_id) is not phase:
+                    await self.log.wait(session_id, head)
+
+    async def turns(self, session_id: str) -> tuple[Turn, ...]:
+        return await self.manager.turns(ANNA, session_id, before=None, limit=100)
+
+
+@asynccontextmanager
+async def world(script: Script = echo, **options: Any) -> AsyncIterator[World]:
+    """A fresh world; in the end nothing may be left of it."""
+    async with (
+        ScriptedSandboxes(script) as sandboxes,
+        runtime(sandboxes, MemoryPersistence(), **options) as made,
+    ):
+        yield made
+
+
+@asynccontextmanager
+async def runtime(
+    sandboxes: ScriptedSandboxes, store: MemoryPersistence, **options: Any
+) -> AsyncIterator[World]:
+    """One process's worth of a runtime; several in turn over the same store are restarts."""
+    before = asyncio.all_tasks()
+    faulty, log, gateway = FaultyPersistence(store), MemoryEventLog(), NoGateway()
+    settings: dict[str, Any] = {"sync_interval_s": 0.01, "interrupt_grace_s": 5.0, "wake_timeout_s": 5.0}
+    config = RuntimeConfig(
+        persistence=faulty,
+        sandboxes=sandboxes,
+        agents=[ScriptedAgent()],
+        gateway=gateway,
+        log=log,
+        profiles=[PROFILE],
+        **settings | options,
+    )
+    manager = SessionManager(config)
+    await manager.open()
+    try:
+        yield World(manager, sandboxes, faulty, log, gateway)
+    finally:
+        faulty.down = faulty.deaf = False
+        faulty.breaks = None
+        faulty.let_go()
+        await manager.close()
+    assert not sandboxes.living()
+    assert not gateway.opened
+    await eventually(lambda: not (tasks_of_ours() - before))
+
+
+def tasks_of_ours() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if "session" in task.get_name()}
