@@ -43,5 +43,25 @@ class Frozen(BaseModel):
     )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of this value: camelCase keys, None fields left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Return the JSON object of this value: camelCase keys, None fields left out.
+
+        Where keys inside an opaque value are no text, U+FFFD stands for what no encoder takes.
+        """
+        try:
+            return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        except UnicodeEncodeError:
+            readable = type(self).model_validate(_readable(self.model_dump()))
+            return readable.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def text_of(value: str) -> str:
+    """The text with U+FFFD for each lone surrogate: what JSON may hold and UTF-8 may not."""
+    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return text_of(value)
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list | tuple) else value

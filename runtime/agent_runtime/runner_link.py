@@ -15,7 +15,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
+from agent_runtime.frozen import text_of
 from agent_runtime.ports import Channel, Sandbox
+from agent_runtime.workspace import raw_path
 from agent_runtime_sandbox.frames import CHUNK_BYTES, Frame, FrameError, LineSplitter, decode, encode
 
 _RECONNECTS: Final = 3
@@ -117,7 +119,7 @@ class RunnerLink:
 
     async def read_file(self, path: str) -> bytes:
         """The bytes of a workspace file. Raises `SandboxFault`; `file_too_large` over the bound."""
-        data = await self.command("read", path=path)
+        data = await self.command("read", path=raw_path(path))
         return data if isinstance(data, bytes) else b""  # an empty file comes in no chunk at all
 
     async def write_file(self, path: str, content: bytes) -> None:
@@ -125,7 +127,7 @@ class RunnerLink:
         pieces = [content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES)] or [b""]
         for number, piece in enumerate(pieces):
             data = base64.b64encode(piece).decode("ascii")
-            await self.command("write", path=path, data=data, append=number > 0)
+            await self.command("write", path=raw_path(path), data=data, append=number > 0)
 
     async def acknowledge(self, offset: int) -> None:
         """Let the runner forget what is durable here. Harmless when the connection is broken."""
@@ -263,5 +265,5 @@ async def _attached(sandbox: Sandbox, *, after: int) -> Channel:
 def _refusal(error: object) -> SandboxFault:
     """The runner's own words, bounded."""
     said = error.get("message") if isinstance(error, dict) else error
-    detail = said[:500] if isinstance(said, str) and said else "The runner refused."
+    detail = text_of(said[:500]) if isinstance(said, str) and said else "The runner refused."
     return SandboxFault(detail, code="runner_refused", retryable=False)

@@ -1,7 +1,9 @@
 """Workspace: paths that are safe, and file reports from a sandbox read as changes. Pure.
 
 Everything a sandbox says about files is hostile until it went through here. Nothing here touches a
-file: contents come as bytes from the runner, and go to the store as values.
+file: contents come as bytes from the runner, and go to the store as values. File names are bytes,
+paths are text: what is not UTF-8 in a name is written as an escape (`shown_path`), so that a path
+can be stored, sent and asked for again anywhere. Frames alone hold the other form (`raw_path`).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import mimetypes
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,11 +22,21 @@ from agent_runtime.records import WorkspaceFile
 
 MAX_PATH_BYTES: Final = 4096
 """PATH_MAX of Linux; no file of a workspace can have a longer one."""
+MAX_NAME_BYTES: Final = 255
+"""NAME_MAX of Linux."""
+MAX_PARTS: Final = 128
+"""As deep as a runner looks."""
 INLINE_TEXT_BYTES: Final = 64 * 1024
 """Text up to this size travels inside `file_changed` (`wire.md` section 4)."""
 _LATEST: Final = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 _SHA256_DIGITS: Final = 64
 _CHANGES: Final = frozenset({"created", "modified", "deleted"})
+_ESCAPED_BYTES: Final = 0xDC00
+"""Where Python puts bytes that are no UTF-8 (PEP 383); frames carry them so."""
+_FIRST_NO_ASCII: Final = 0x80
+_NO_TEXT: Final = re.compile("[\udc80-\udcff]")
+_ESCAPE: Final = re.compile(r"\\x([89a-f][0-9a-f]|5c)")
+_LIKE_AN_ESCAPE: Final = re.compile(r"\\(?=x(?:[89a-f][0-9a-f]|5c))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +49,42 @@ class FileReport:
     skipped: bool
 
 
+def shown_path(raw: str) -> str:
+    r"""The path as text: each byte that is no UTF-8 (a lone surrogate in a frame) as `\xff`.
+
+    A backslash in a name stays as it is, unless it would be read as such an escape: it is `\x5c` then.
+    """
+    plain = _LIKE_AN_ESCAPE.sub(r"\\x5c", raw)
+    return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) - _ESCAPED_BYTES:02x}", plain)
+
+
+def raw_path(shown: str) -> str:
+    """The path as frames hold it; the inverse of `shown_path`."""
+    return _ESCAPE.sub(_unescaped, shown)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    code = int(found[1], 16)
+    return chr(code) if code < _FIRST_NO_ASCII else chr(_ESCAPED_BYTES + code)
+
+
 def safe_path(path: str) -> str:
     """Return the path when it is relative, with `/`, inside the workspace and writable as such.
 
-    Raises `InvalidRequest` (`invalid_path`): empty, absolute, `.` or `..` or empty parts, NUL, over
-    MAX_PATH_BYTES. File names that are not UTF-8 hold lone surrogates and are fine.
+    Raises `InvalidRequest` (`invalid_path`): empty, absolute, `.` or `..` or empty parts, NUL, too
+    long or too deep for a workspace, or not written as `shown_path` writes it.
     """
-    parts = path.split("/")
-    if not path or "\0" in path or any(part in {"", ".", ".."} for part in parts):
-        raise InvalidRequest("The path is not a relative path inside the workspace.", code="invalid_path")
     try:
-        size = len(path.encode("utf-8", "surrogateescape"))
+        name = raw_path(path).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise InvalidRequest("The path cannot be a file name.", code="invalid_path") from error
-    if size > MAX_PATH_BYTES:
+    parts = name.split(b"/")
+    if b"\0" in name or any(part in {b"", b".", b".."} for part in parts):
+        raise InvalidRequest("The path is not a relative path inside the workspace.", code="invalid_path")
+    if len(name) > MAX_PATH_BYTES or len(parts) > MAX_PARTS or any(len(x) > MAX_NAME_BYTES for x in parts):
         raise InvalidRequest("The path is too long.", code="invalid_path")
+    if shown_path(name.decode("utf-8", "surrogateescape")) != path:
+        raise InvalidRequest("The path has another spelling.", code="invalid_path")
     return path
 
 
@@ -82,9 +116,9 @@ def content_of(file: WorkspaceFile) -> bytes:
 
 def read_report(frame: Mapping[str, Any]) -> FileReport | None:
     """Read a runner's `file` frame; None where it is malformed, unsafe or contradicts itself."""
-    path, change = frame.get("path"), frame.get("change")
+    raw, change = frame.get("path"), frame.get("change")
     size, mtime = frame.get("size", 0), frame.get("mtime", 0)
-    if not isinstance(path, str) or change not in _CHANGES:
+    if not isinstance(raw, str) or change not in _CHANGES:
         return None
     if (
         not isinstance(size, int)
@@ -94,7 +128,7 @@ def read_report(frame: Mapping[str, Any]) -> FileReport | None:
     ):
         return None
     try:
-        safe_path(path)
+        path = safe_path(shown_path(raw))
         content = _content(frame)
     except ValueError:
         return None

@@ -5,6 +5,7 @@ Pure. The models are those that really read and write, so the document cannot dr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.metadata import version
@@ -21,6 +22,8 @@ from agent_runtime.transport.payloads import Payload
 from agent_runtime.transport.route import Route
 
 _SCHEMAS: Final = "#/components/schemas/"
+_PATTERN: Final = re.compile(r":[^{}]*}")
+"""What a parameter may be, as routes say it: `{path:.+}` is `{path}` in the document."""
 _PARAMETER: Final = {"in": "path", "required": True, "schema": {"type": "string"}}
 
 
@@ -39,7 +42,7 @@ def document(routes: Sequence[Route], prefix: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these routes under a prefix."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        path = route.path.replace(":.+}", "}")
+        path = _PATTERN.sub("}", route.path)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",

@@ -144,7 +144,7 @@ _FILES: Final = (
     ),
     Route(
         method="GET",
-        path=f"{_SESSION}/files/{{path:.+}}",
+        path=f"{_SESSION}/files/{{path:(?s:.+)}}",
         perform=rest_files.get_file,
         says="One file: its bytes, or with Accept: application/json an object.",
         gives=WorkspaceFile,

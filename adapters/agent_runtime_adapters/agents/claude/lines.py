@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from agent_runtime.frozen import text_of
+
 MAX_ID: Final = 200
 """Characters. The agent's own ids have some 40."""
 MAX_TEXT: Final = 1 << 20
@@ -34,8 +36,7 @@ def text(value: object) -> str:
     """A text that every encoder takes, cut at `MAX_TEXT`; empty where the value is none."""
     if not isinstance(value, str):
         return ""
-    value = value[:MAX_TEXT]
-    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text_of(value[:MAX_TEXT])
 
 
 def mapping(value: object) -> Json:
