@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import tempfile
 import time
@@ -32,6 +33,10 @@ EOF_S: Final = 3.0
 
 _FOREIGN_SETTINGS: Final = ("ANTHROPIC_", "CLAUDE_", "CLAUDECODE", "OTEL_", "NODE_OPTIONS")
 """Names that would steer the agent past the gateway or load foreign code; never inherited."""
+
+_SETTINGS: Final = json.dumps({"crossSessionInbound": "refuse"})
+"""The binary listens on a socket, which it names to its tools, for prompts of other sessions: none are
+taken, or whatever a tool left running could begin turns that nobody asked for."""
 
 
 class ClaudeDriver:
@@ -160,6 +165,7 @@ class ClaudeDriver:
             session_store_flush="eager",
             # Nothing that lies in the workspace may configure the agent: its hooks would run here.
             setting_sources=[],
+            settings=_SETTINGS,
             strict_mcp_config=True,
             include_partial_messages=True,
             forward_subagent_text=True,
