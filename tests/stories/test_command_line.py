@@ -42,7 +42,7 @@ async def served(data: Path, model: ScriptedModel) -> AsyncIterator[tuple[Proces
         yield process, ready["url"]
     finally:
         if process.returncode is None:
-            process.kill()
+            process.terminate()  # a killed one would leave its sandboxes behind
         await process.communicate()
 
 

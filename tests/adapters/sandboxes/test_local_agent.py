@@ -55,7 +55,7 @@ async def _one_turn(channel: Channel, token: str) -> list[dict[str, object]]:
         await channel.send(frames.encode(command))
     splitter = frames.LineSplitter()
     lines: list[dict[str, object]] = []
-    while not lines or lines[-1].get("type") != "result":
+    while all(line.get("type") != "result" for line in lines):  # others may follow it in the same bytes
         data = await channel.receive()
         assert data, "the runner is gone"
         for frame in map(frames.decode, splitter.feed(data)):

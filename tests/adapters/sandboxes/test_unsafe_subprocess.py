@@ -12,6 +12,7 @@ from agent_runtime.testing.stories import refused
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 from tests.adapters.sandboxes.machine import OBEDIENT, Inside, death_of, place, processes_of
+from tests.waiting import eventually
 
 
 async def test_it_says_that_it_is_unsafe() -> None:
@@ -50,7 +51,7 @@ subprocess.Popen([sys.executable, "-c", sleeper], start_new_session=True, stdout
         await Inside(sandbox, root).run(
             "subprocess.run([sys.executable, '-c', daemon], start_new_session=True); print(0)", daemon=daemon
         )
-        assert len(processes_of(root)) == 2
+        await eventually(lambda: len(processes_of(root)) == 2)  # in mid-exec it has no environment yet
         await sandbox.stop()
         assert processes_of(root) == []
 
@@ -65,7 +66,7 @@ async def test_what_a_dead_runner_left_running_is_ended_by_whoever_looks_next() 
                 "os.kill(os.getppid(), 9)"
             )
         await death_of(sandbox)
-        assert len(processes_of(root)) == 1
+        await eventually(lambda: len(processes_of(root)) == 1)  # its sender ends a moment later
         assert await provider.list(spec.runtime_id) == ()
         assert processes_of(root) == []
         assert _names(root) == [".lock"]
