@@ -100,7 +100,8 @@ async def runtime(
 ) -> AsyncIterator[World]:
     """One process's worth of a runtime; several in turn over the same store are restarts."""
     before = asyncio.all_tasks()
-    faulty, log, gateway = FaultyPersistence(store), MemoryEventLog(), NoGateway()
+    faulty, gateway = FaultyPersistence(store), NoGateway()
+    log = MemoryEventLog(max_bytes_per_session=64 * 1024 * 1024)
     settings: dict[str, Any] = {"sync_interval_s": 0.01, "interrupt_grace_s": 5.0, "wake_timeout_s": 5.0}
     config = RuntimeConfig(
         persistence=faulty,
@@ -120,7 +121,7 @@ async def runtime(
         faulty.breaks = None
         faulty.let_go()
         await manager.close()
-    assert not sandboxes.living()
+    assert await sandboxes.list(config.runtime_id) == ()
     assert not gateway.opened
     await eventually(lambda: not (tasks_of_ours() - before))
 
