@@ -379,6 +379,13 @@ class Agent(Protocol):
         """The blocks of a stored transcript (key to entries), in order. Pure; tolerant of bad lines."""
         ...
 
+    def remembers(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+        """Whether a conversation can be resumed from this transcript; an agent that died early left none.
+
+        Pure; tolerant of bad lines.
+        """
+        ...
+
 
 # --------------------------------------------------------------------------- gateway, authentication
 

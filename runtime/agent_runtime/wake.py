@@ -95,13 +95,13 @@ async def wake(
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.max_file_bytes)
         read(link)
         restored, lost = await _restore_files(session_id, around.persistence, link, say)
-        await _restore_transcript(recorder, around.persistence, link)
+        resumed = await _restore_transcript(recorder, around, link)
         await say("Starting the agent")
         record = recorder.record
         start = around.agent.start(
             profile,
             record.session_options,
-            agent_session_id=record.agent_session_id,
+            agent_session_id=resumed,
             gateway_token=endpoint.token,
         )
         await link.command(
@@ -135,15 +135,20 @@ async def _restore_files(
     return len(manifest) - len(lost), tuple(lost)
 
 
-async def _restore_transcript(recorder: Recorder, persistence: PersistenceAdapter, link: RunnerLink) -> None:
-    """Give the agent its memory back; without an agent session to resume it needs none."""
-    transcript = await persistence.load_transcript(recorder.session_id)
+async def _restore_transcript(recorder: Recorder, around: Surroundings, link: RunnerLink) -> str | None:
+    """Give the agent its memory back; the conversation to resume, None where there is none to be had.
+
+    An agent may have said who it is and died before anything that was said was kept.
+    """
+    transcript = await around.persistence.load_transcript(recorder.session_id)
     recorder.transcript_stored({key: len(entries) for key, entries in transcript.items()})
-    if recorder.record.agent_session_id is None:
-        return
+    conversation = recorder.record.agent_session_id
+    if conversation is None or not around.agent.remembers(transcript):
+        return None
     for key, entries in transcript.items():
         for some in _portions(entries):
             await link.command("transcript", key=key, entries=some)
+    return conversation
 
 
 def _portions(entries: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

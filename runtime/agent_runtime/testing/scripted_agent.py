@@ -58,6 +58,10 @@ class ScriptedAgent:
         """The entries that are blocks, in order."""
         return tuple(block for entries in transcript.values() for entry in entries for block in _block(entry))
 
+    def remembers(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+        """Whether there is any entry."""
+        return any(transcript.values())
+
 
 class ScriptedTranslator:
     """Implements `ports.Translator`."""

@@ -77,6 +77,9 @@ class ScriptedAgent:
     def read_transcript(self, transcript: Mapping[str, Any]) -> tuple[()]:
         return ()
 
+    def remembers(self, transcript: Mapping[str, Any]) -> bool:
+        return False
+
 
 class ScriptedRunner:
     """A sandbox and the channel to it in one. `tell` is what the agent prints."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from agent_runtime.blocks import Block
+from agent_runtime.blocks import MAIN, Block
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.ports import AgentStart
 from agent_runtime.profile import AgentProfile, SubagentProfile
@@ -80,6 +80,10 @@ class ClaudeAgent:
     def read_transcript(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:
         """The blocks of a stored transcript, in order; see `transcript`."""
         return read_transcript(transcript)
+
+    def remembers(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+        """Whether anything was said: the binary refuses to resume a conversation of bookkeeping alone."""
+        return any(entry.get("type") in {"user", "assistant"} for entry in transcript.get(MAIN, ()))
 
 
 def _child(profile: SubagentProfile) -> dict[str, Any]:

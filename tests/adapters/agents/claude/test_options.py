@@ -86,3 +86,20 @@ def test_good_options_are_kept_as_they_are() -> None:
 def test_a_wrong_option_is_refused_by_its_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=name):
         agent.check_options({name: value})
+
+
+@pytest.mark.parametrize(
+    ("entries", "remembers"),
+    [
+        ({}, False),
+        ({"main": []}, False),
+        ({"main": [{"type": "queue-operation"}, {"type": "queue-operation"}]}, False),
+        ({"main": [{"no": "type"}]}, False),
+        ({"subagents/agent-a": [{"type": "user"}]}, False),
+        ({"main": [{"type": "queue-operation"}, {"type": "user"}]}, True),
+    ],
+)
+def test_only_a_conversation_in_which_something_was_said_is_resumed(
+    entries: dict[str, list[dict[str, str]]], remembers: bool
+) -> None:
+    assert ClaudeAgent().remembers(entries) is remembers
