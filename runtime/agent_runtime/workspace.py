@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.records import WorkspaceFile
@@ -29,7 +29,9 @@ MAX_PARTS: Final = 128
 INLINE_TEXT_BYTES: Final = 64 * 1024
 """Text up to this size travels inside `file_changed` (`wire.md` section 4)."""
 _LATEST: Final = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-_SHA256_DIGITS: Final = 64
+_MOST_BYTES: Final = 1 << 53
+"""As large as numbers are exact everywhere that a size may go."""
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 _CHANGES: Final = frozenset({"created", "modified", "deleted"})
 _ESCAPED_BYTES: Final = 0xDC00
 """Where Python puts bytes that are no UTF-8 (PEP 383); frames carry them so."""
@@ -39,11 +41,14 @@ _ESCAPE: Final = re.compile(r"\\x([89a-f][0-9a-f]|5c)")
 _LIKE_AN_ESCAPE: Final = re.compile(r"\\(?=x(?:[89a-f][0-9a-f]|5c))")
 
 
+Change: TypeAlias = Literal["created", "modified", "deleted"]
+
+
 @dataclass(frozen=True, slots=True)
 class FileReport:
     """One change as a runner told it. `content` None: it must still be read (or is too large: `skipped`)."""
 
-    change: Literal["created", "modified", "deleted"]
+    change: Change
     file: WorkspaceFile
     content: bytes | None
     skipped: bool
@@ -117,22 +122,16 @@ def content_of(file: WorkspaceFile) -> bytes:
 def read_report(frame: Mapping[str, Any]) -> FileReport | None:
     """Read a runner's `file` frame; None where it is malformed, unsafe or contradicts itself."""
     raw, change = frame.get("path"), frame.get("change")
-    size, mtime = frame.get("size", 0), frame.get("mtime", 0)
-    if not isinstance(raw, str) or change not in _CHANGES:
+    size: Any = frame.get("size", 0)
+    mtime: Any = frame.get("mtime", 0)
+    if not isinstance(raw, str) or not _is_change(change):
         return None
-    if (
-        not isinstance(size, int)
-        or size < 0
-        or not isinstance(mtime, int | float)
-        or not 0 <= mtime < _LATEST
-    ):
+    if not _is_number(size, below=_MOST_BYTES) or not _is_number(mtime, below=_LATEST):
         return None
     try:
         path = safe_path(shown_path(raw))
         content = _content(frame)
-    except ValueError:
-        return None
-    except InvalidRequest:
+    except (ValueError, InvalidRequest):
         return None
     modified_at = datetime.fromtimestamp(mtime, UTC)
     if content is not None:
@@ -140,8 +139,8 @@ def read_report(frame: Mapping[str, Any]) -> FileReport | None:
     sha256 = frame.get("sha256")
     file = WorkspaceFile(
         path=path,
-        size_bytes=size,
-        sha256=sha256 if isinstance(sha256, str) and len(sha256) == _SHA256_DIGITS else "",
+        size_bytes=int(size),
+        sha256=sha256 if isinstance(sha256, str) and _SHA256.fullmatch(sha256) else "",
         modified_at=modified_at,
         mime_type=mimetypes.guess_type(path, strict=False)[0],
     )
@@ -152,6 +151,14 @@ def shown(report: FileReport) -> WorkspaceFile:
     """The file as `file_changed` shows it: short text inline, everything else without content."""
     inline = report.file.encoding == "utf-8" and report.file.size_bytes <= INLINE_TEXT_BYTES
     return report.file if inline else report.file.model_copy(update={"content": None})
+
+
+def _is_change(value: object) -> TypeGuard[Change]:
+    return isinstance(value, str) and value in _CHANGES
+
+
+def _is_number(value: object, *, below: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < below
 
 
 def _content(frame: Mapping[str, Any]) -> bytes | None:

@@ -1,11 +1,24 @@
 """Paths between a sandbox, where names are bytes, and everybody else, for whom they are text."""
 
+import re
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.workspace import raw_path, read_report, safe_path, shown_path
+from agent_runtime.workspace import (
+    INLINE_TEXT_BYTES,
+    content_of,
+    file_of,
+    raw_path,
+    read_report,
+    safe_path,
+    shown,
+    shown_path,
+)
 
 NAMES = st.one_of(
     st.binary(min_size=1, max_size=40),
@@ -92,3 +105,61 @@ def test_a_report_of_a_name_that_is_no_text_becomes_a_file_with_a_path_that_is()
     )
     assert report is not None
     assert report.file.path == r"bad\xff"
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.text("./\\\0x", max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FRAMES = st.dictionaries(
+    st.sampled_from(["path", "change", "size", "mtime", "encoding", "content", "sha256", "skipped"]),
+    JSON
+    | st.sampled_from(
+        ["created", "modified", "deleted", "utf-8", "base64", "a/b.txt", "data:text/html,x", "QQ=="]
+    )
+    | st.sampled_from([0, 1, 2**63, 10**400, -1, float("nan"), float("inf"), True]),
+)
+
+
+@given(FRAMES)
+def test_no_report_out_of_a_sandbox_does_harm(frame: dict[str, Any]) -> None:
+    report = read_report(frame)
+    if report is None:
+        return
+    assert safe_path(report.file.path) == report.file.path
+    assert 0 <= report.file.size_bytes < 2**53
+    assert re.fullmatch("([0-9a-f]{64})?", report.file.sha256)
+    assert type(report.file).model_validate_json(report.file.model_dump_json()) == report.file
+    if report.content is not None:
+        assert content_of(report.file) == report.content
+    assert shown(report).content is None or report.file.size_bytes <= INLINE_TEXT_BYTES
+
+
+@given(st.binary(max_size=300))
+def test_a_file_gives_its_bytes_back(content: bytes) -> None:
+    file = file_of("a.bin", content, modified_at=datetime(2026, 1, 1, tzinfo=UTC))
+    assert content_of(file) == content
+    assert file.size_bytes == len(content)
+    assert content_of(type(file).model_validate(file.to_json())) == content
+
+
+def test_what_is_shown_inline_is_short_text() -> None:
+    base = {"path": "f", "change": "created", "mtime": 0}
+    for content, inline in [
+        ("short", True),
+        ("x" * INLINE_TEXT_BYTES, True),
+        ("x" * (INLINE_TEXT_BYTES + 1), False),
+    ]:
+        report = read_report({**base, "size": 1, "encoding": "utf-8", "content": content})
+        assert report is not None
+        assert (shown(report).content is not None) == inline
+    binary = read_report({**base, "size": 2, "encoding": "base64", "content": "/w=="})
+    assert binary is not None
+    assert binary.content == b"\xff"
+    assert shown(binary).content is None
