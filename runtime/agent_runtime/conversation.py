@@ -29,7 +29,7 @@ from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, Event, 
 from agent_runtime.ports import StoredBlock
 from agent_runtime.records import ClientSession, QueuedMessage, WorkspaceFile
 
-_NEVER_UPDATED: Final = frozenset({"id", "type", "content", "conversationId"})
+_NEVER_UPDATED: Final = frozenset({"id", "type", "content", "conversationId", "toolUseId"})
 _LIVE_SUBAGENT: Final = frozenset({SubagentStatus.PENDING, SubagentStatus.RUNNING})
 
 
@@ -89,8 +89,8 @@ class Conversation:
         """Fold one event in. Returns the id of a block whose stored form is now out of date, or None.
 
         Deltas do not count: a block is stored when it is complete, and again when it is updated.
-        Never raises: events about blocks that are not held, deltas for a block that is not open and
-        updates that make no block are ignored.
+        Never raises: events about blocks that are not held, deltas for a block that is not open,
+        updates that make no block and blocks that take another's id are ignored.
         """
         match event:
             case TextDelta():
@@ -100,8 +100,7 @@ class Conversation:
                 self._begin(event.block)
                 return None
             case BlockComplete():
-                self._begin(event.block)
-                return event.block.id
+                return event.block.id if self._begin(event.block) else None
             case BlockUpdate():
                 return self._update(event)
             case _:
@@ -140,11 +139,9 @@ class Conversation:
             block = self._held[block_id].whole()
             if block.conversation_id not in going_on:
                 ended.append(_completed(block.model_copy(update={"state": BlockState.ABORTED}), turn_id))
-        for tool_use_id, block_id in self._unanswered.items():
+        for block_id in self._unanswered.values():
             block = self._held[block_id].whole()
-            if not isinstance(block, ToolUse) or block.tool_use_id != tool_use_id:
-                continue  # the agent made something else of it
-            if block.conversation_id not in going_on:
+            if isinstance(block, ToolUse) and block.conversation_id not in going_on:
                 ended += _cancelled_tool(block, at, turn_id, reason)
         for subagent in self.subagents():
             if subagent.status in _LIVE_SUBAGENT and subagent.subagent_id not in going_on:
@@ -169,15 +166,18 @@ class Conversation:
         if isinstance(block, ToolResult) and self._answers.get(block.tool_use_id) == block.id:
             del self._answers[block.tool_use_id]
 
-    def _begin(self, block: Block) -> None:
+    def _begin(self, block: Block) -> bool:
         held = self._held.get(block.id)
         if held is None:
             self._held[block.id] = _Held(self._next_index, block)
             self._next_index += 1
+        elif not _is_same(held.block, block):
+            return False
         else:
             held.block = block
             held.pieces.clear()
         self._note(block)
+        return True
 
     def _note(self, block: Block) -> None:
         if block.state is BlockState.STREAMING:
@@ -222,6 +222,13 @@ class Conversation:
             if subagent.conversation_id in found:
                 found.add(subagent.subagent_id)
         return found - {MAIN}
+
+
+def _is_same(one: Block, other: Block) -> bool:
+    """Whether a block can have become the other: its kind and its tool call never change."""
+    if isinstance(one, ToolUse | ToolResult) and isinstance(other, ToolUse | ToolResult):
+        return one.type == other.type and one.tool_use_id == other.tool_use_id
+    return one.type == other.type
 
 
 def merge_deltas(events: Iterable[Event]) -> list[Event]:

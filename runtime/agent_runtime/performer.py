@@ -21,6 +21,7 @@ import structlog
 
 from agent_runtime import moves
 from agent_runtime.attachment import Attachment, turn_error
+from agent_runtime.blocks import Content
 from agent_runtime.errors import Conflict, RuntimeFault, SandboxFault
 from agent_runtime.events import OptionsChanged, QueueChanged, SessionStatus, WorkspaceRestored
 from agent_runtime.machine import Machine
@@ -76,7 +77,7 @@ class Performer:
             moves.Wake: self._begin_wake,
             moves.CancelWake: self._cancel_wake,
             moves.BeginTurn: self._begin_turn,
-            moves.Deliver: self._deliver,
+            moves.Deliver: self._begin_delivery,
             moves.Interrupt: self._begin_interrupt,
             moves.EndTurn: self._end_turn,
             moves.EndUnbegun: self._end_unbegun,
@@ -239,13 +240,18 @@ class Performer:
                 self.machine.feed(moves.SandboxLost(heard.error))
         await self.machine.idle()
 
-    async def _deliver(self, effect: moves.Deliver) -> None:
-        if self._attached is None or self._turn_id() != effect.turn_id:
-            return  # lost meanwhile; the lifecycle hears of it from the listener
+    async def _begin_delivery(self, effect: moves.Deliver) -> None:
+        """In a task of its own: an interrupt must not wait for a runner that does not answer."""
+        if self._attached is not None and self._turn_id() == effect.turn_id:
+            delivery = self._deliver(self._attached, effect.turn_id, self._turns.said)
+            self.spawn("deliver", delivery)
+
+    async def _deliver(self, attached: Attachment, turn_id: str, content: Content) -> None:
         try:
-            await self._attached.deliver(effect.turn_id, self._turns.said)
+            await attached.deliver(turn_id, content)
         except SandboxFault as fault:
-            self.machine.feed(moves.SandboxLost(turn_error(fault)))
+            if attached is self._attached:
+                self.machine.feed(moves.SandboxLost(turn_error(fault)))
 
     async def _begin_turn(self, effect: moves.BeginTurn) -> None:
         await self._turns.begin(effect.turn_id)
