@@ -4,7 +4,8 @@ python-socketio trusts its peers more than we can. What is changed here, each fo
 tests show: a client may name an event `disconnect` and run the server's own handler; binary
 attachments pile up without bound; a malformed frame leaves a dead connection behind; a body that
 arrives in pieces over long polling is cut off; what waits for a slow client is unbounded; tasks
-belong to nobody. It knows nothing of sessions: `socket` does.
+belong to nobody; each packet, the one with the token too, is in the log of a host that logs INFO.
+It knows nothing of sessions: `socket` does.
 """
 
 from __future__ import annotations
@@ -213,11 +214,10 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         self._connect_within_s = connect_within_s
         self._on_slow = on_slow
         Payload.max_decode_packets = _POLLED_FRAMES
-        logger = logging.getLogger(__name__)
         super().__init__(
             serializer=StrictPacket,
-            logger=logger,
-            engineio_logger=logger,
+            logger=_logger,
+            engineio_logger=_logger,
             max_http_buffer_size=max_packet_bytes,
             cors_allowed_origins=list(origins) or None,
             cors_credentials=False,
@@ -293,6 +293,15 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         socket = self.eio.wires.get(connection.sid)
         if socket is not None:
             await socket.cut(reason)
+
+
+def _is_no_traffic(record: logging.LogRecord) -> bool:
+    """Below a warning the libraries write every packet down: tokens, messages, files."""
+    return record.levelno >= logging.WARNING
+
+
+_logger = logging.getLogger(__name__)
+_logger.addFilter(_is_no_traffic)
 
 
 def _is_frame(text: str) -> bool:

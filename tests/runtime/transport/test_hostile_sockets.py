@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -221,6 +222,18 @@ async def test_whoever_shows_no_token_in_time_is_sent_away() -> None:
         message = await silent.receive()
         assert (message.type, message.extra) == (aiohttp.WSMsgType.CLOSE, "not_connected")
         assert await ack(known, '421["sessions:unwatch"]') == {"ok": True}
+
+
+async def test_no_log_holds_a_token_or_what_was_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="agent_runtime.transport.engine")
+    async with world() as w, raw_socket(w) as socket:
+        session_id = await w.session()
+        said = {"sessionId": session_id, "content": "between us", "messageId": "m"}
+        assert (await ack(socket, "421" + json.dumps(["session:send", said])))["ok"]
+
+    assert ANNA not in caplog.text
+    assert "between us" not in caplog.text
 
 
 async def test_a_foreign_page_is_not_let_in_unless_it_is_named() -> None:
