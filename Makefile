@@ -31,7 +31,8 @@ fmt: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) tests/clients/node_modules demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) tests/clients/node_modules demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) tools/prepare.py python
