@@ -1,7 +1,7 @@
 """RunnerFeed: what comes off a runner, brought to where it belongs.
 
-Files and transcript entries are noted at once; the agent's native lines are queued and translated
-in order by a task of their own, which waits wherever the session must act first: after the end of a
+Files (`file_feed`) and transcript entries are noted at once; the agent's native lines are queued and
+translated in order by a task of their own, which waits wherever the session must act first: after the end of a
 turn, nothing of the next is translated until the end is announced. What is durable is acknowledged
 as it goes, so that the runner's journal does not fill up in a long turn. Meaning is given by the
 agent's translator; records are kept by `recorder`; decisions are taken by `session` through `report`.
@@ -21,7 +21,8 @@ import structlog
 
 from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
-from agent_runtime.events import Event, FileChanged
+from agent_runtime.events import Event
+from agent_runtime.file_feed import FileFeed
 from agent_runtime.frozen import text_of
 from agent_runtime.ports import (
     AgentIdentity,
@@ -33,7 +34,6 @@ from agent_runtime.ports import (
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import TurnError
 from agent_runtime.runner_link import RunnerLink
-from agent_runtime.workspace import FileReport, file_of, read_report, shown
 from agent_runtime_sandbox.frames import Frame
 
 _log = structlog.get_logger(__name__)
@@ -50,7 +50,6 @@ _LINES_AT_ONCE: Final = 256
 """Native lines that are translated before the loop gets on with others."""
 _MAX_TRANSCRIPT_KEY: Final = 200
 _MAX_NESTING: Final = 200
-_REFUSALS: Final = frozenset({"runner_refused", "file_too_large"})
 _YEAR_3000: Final = 32_503_680_000
 
 
@@ -105,10 +104,7 @@ class RunnerFeed:
         self._received_when_drained = 0
         self._received_when_acknowledged = 0
         self._much_to_acknowledge = asyncio.Event()
-        self._unread: dict[str, FileReport] = {}
-        self._reading: dict[str, FileReport] = {}
-        self._arrived_unread = asyncio.Event()
-        self._fetching = asyncio.Lock()
+        self._files = FileFeed(link, recorder, turn_id=turn_id)
 
     async def run(self) -> None:
         """Read until the sandbox is gone; all that came before is translated first.
@@ -118,7 +114,7 @@ class RunnerFeed:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._translate(), name="translate")
-                tasks.create_task(self._fetch_when_unread(), name="fetch")
+                tasks.create_task(self._files.fetch_when_told(), name="fetch")
                 tasks.create_task(self._acknowledge_much(), name="acknowledge")
                 await self._read()
         except* SandboxFault as group:
@@ -129,7 +125,7 @@ class RunnerFeed:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._link.command("sync", timeout_s=timeout_s)
-                await self._fetch()
+                await self._files.fetch()
         except TimeoutError as error:
             raise SandboxFault("The files took too long.", code="sandbox_timeout") from error
 
@@ -173,8 +169,7 @@ class RunnerFeed:
             for frame in batch:
                 await self._sort(frame)
                 self._sorted = frame["o"]
-            if self._unread:
-                self._arrived_unread.set()
+            self._files.try_again()
             if self._link.received - self._received_when_acknowledged > _ACKNOWLEDGE_BYTES:
                 self._much_to_acknowledge.set()
             self._pace()
@@ -202,7 +197,7 @@ class RunnerFeed:
                 self._drained.clear()
                 self._arrived.set()
             case "file":
-                await self._file(frame)
+                await self._files.take(frame)
             case "transcript":
                 self._transcript(frame)
             case "stderr":
@@ -214,63 +209,6 @@ class RunnerFeed:
         key, entries = frame.get("key"), frame.get("entries")
         if isinstance(key, str) and 0 < len(key) <= _MAX_TRANSCRIPT_KEY and isinstance(entries, list):
             self._recorder.transcript_grew(key, [entry for entry in entries if _is_storable(entry)])
-
-    async def _file(self, frame: Frame) -> None:
-        report = read_report(frame)
-        if report is None:
-            _log.warning("file_report_refused", session_id=self._recorder.session_id)
-            return
-        self._unread.pop(report.file.path, None)
-        self._reading.pop(report.file.path, None)
-        if report.change == "deleted":
-            self._recorder.file_changed(report.file, deleted=True)
-        elif report.content is not None:
-            self._recorder.file_changed(report.file, deleted=False)
-        elif not report.skipped:
-            self._unread[report.file.path] = report
-            self._arrived_unread.set()
-        event = FileChanged(change=report.change, file=shown(report), turn_id=self._turn_id())
-        await self._recorder.publish([event])
-
-    async def _fetch_when_unread(self) -> None:
-        while True:
-            await self._arrived_unread.wait()
-            await self._fetch()
-
-    async def _fetch(self) -> None:
-        """Read the files whose content did not come with their report.
-
-        What cannot be read for now waits for the next time; who is refused changed or vanished, and
-        another report tells of it.
-        """
-        async with self._fetching:
-            self._arrived_unread.clear()
-            waiting, self._unread = self._unread, {}
-            try:
-                while waiting:
-                    path = next(iter(waiting))
-                    if await self._bring_in(path, waiting[path]):
-                        del waiting[path]
-                    else:
-                        break
-            finally:
-                self._unread = waiting | self._unread
-
-    async def _bring_in(self, path: str, report: FileReport) -> bool:
-        """Read one file; whether there is no more to be done about this report."""
-        self._reading[path] = report
-        try:
-            content = await self._link.read_file(path)
-        except SandboxFault as fault:
-            _log.warning("file_not_read", session_id=self._recorder.session_id, code=fault.code)
-            return fault.code in _REFUSALS
-        else:
-            if self._reading.get(path) is report:  # else it changed again meanwhile
-                file = file_of(path, content, modified_at=report.file.modified_at)
-                self._recorder.file_changed(file, deleted=False)
-            return True
-        finally:
-            self._reading.pop(path, None)
 
     async def _translate(self) -> None:
         while True:
@@ -367,5 +305,5 @@ def _nesting(value: object) -> int:
 
 
 def _exit_error(frame: Frame) -> TurnError:
-    reason = _text(frame, "reason") or "no reason given"
+    reason = _text(frame, "message") or _text(frame, "reason") or "no reason given"
     return TurnError(code="agent_failed", message=f"The agent's process ended: {reason}", retryable=True)

@@ -1,0 +1,101 @@
+"""FileFeed: file reports of a runner, brought to the recorder with their contents, and told to viewers.
+
+Small files come with their report; others are read afterwards, one by one, so that a large file
+holds nobody up. Reports are checked by `workspace`; frames reach us through `runner_feed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from agent_runtime.errors import SandboxFault
+from agent_runtime.events import FileChanged
+from agent_runtime.recorder import Recorder
+from agent_runtime.runner_link import RunnerLink
+from agent_runtime.workspace import FileReport, file_of, read_report, shown
+from agent_runtime_sandbox.frames import Frame
+
+_log = structlog.get_logger(__name__)
+
+_REFUSALS: Final = frozenset({"runner_refused", "file_too_large"})
+
+
+class FileFeed:
+    """The file frames of one link. `_unread` waits to be read; `_reading` is on its way."""
+
+    def __init__(self, link: RunnerLink, recorder: Recorder, *, turn_id: Callable[[], str | None]) -> None:
+        self._link = link
+        self._recorder = recorder
+        self._turn_id = turn_id
+        self._unread: dict[str, FileReport] = {}
+        self._reading: dict[str, FileReport] = {}
+        self._told = asyncio.Event()
+        self._fetching = asyncio.Lock()
+
+    def try_again(self) -> None:
+        """The runner gives signs of life: what could not be read may be readable now."""
+        if self._unread:
+            self._told.set()
+
+    async def take(self, frame: Frame) -> None:
+        """Note a `file` frame and tell viewers; a malformed one is refused and logged."""
+        report = read_report(frame)
+        if report is None:
+            _log.warning("file_report_refused", session_id=self._recorder.session_id)
+            return
+        self._unread.pop(report.file.path, None)
+        self._reading.pop(report.file.path, None)
+        if report.change == "deleted":
+            self._recorder.file_changed(report.file, deleted=True)
+        elif report.content is not None:
+            self._recorder.file_changed(report.file, deleted=False)
+        elif not report.skipped:
+            self._unread[report.file.path] = report
+            self._told.set()
+        event = FileChanged(change=report.change, file=shown(report), turn_id=self._turn_id())
+        await self._recorder.publish([event])
+
+    async def fetch_when_told(self) -> None:
+        """Read contents as they become due, until cancelled."""
+        while True:
+            await self._told.wait()
+            await self.fetch()
+
+    async def fetch(self) -> None:
+        """Read the files whose content did not come with their report.
+
+        What cannot be read for now waits for the next time; who is refused changed or vanished, and
+        another report tells of it.
+        """
+        async with self._fetching:
+            self._told.clear()
+            waiting, self._unread = self._unread, {}
+            try:
+                while waiting:
+                    path = next(iter(waiting))
+                    if await self._bring_in(path, waiting[path]):
+                        del waiting[path]
+                    else:
+                        break
+            finally:
+                self._unread = waiting | self._unread
+
+    async def _bring_in(self, path: str, report: FileReport) -> bool:
+        """Read one file; whether there is no more to be done about this report."""
+        self._reading[path] = report
+        try:
+            content = await self._link.read_file(path)
+        except SandboxFault as fault:
+            _log.warning("file_not_read", session_id=self._recorder.session_id, code=fault.code)
+            return fault.code in _REFUSALS
+        else:
+            if self._reading.get(path) is report:  # else it changed again meanwhile
+                file = file_of(path, content, modified_at=report.file.modified_at)
+                self._recorder.file_changed(file, deleted=False)
+            return True
+        finally:
+            self._reading.pop(path, None)
