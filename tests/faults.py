@@ -1,10 +1,12 @@
-"""A store with faults on demand: a thin wrapper around a real one."""
+"""A store and a log with faults on demand: thin layers over real ones."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agent_runtime.errors import PersistenceFault
+from agent_runtime.events import Event, LogEntry
+from agent_runtime_adapters.logs.memory import MemoryEventLog
 
 UNWRAPPED = {"open", "close"}
 
@@ -68,3 +70,23 @@ class FaultyPersistence:
         if self.deaf:
             raise PersistenceFault("The store took it and did not say so.")
         return result
+
+
+class SlowLog(MemoryEventLog):
+    """A log that lets others run before and after it appends, as one behind a network does.
+
+    `breaks_at`: the next append that holds an event of this type raises what no log should raise.
+    """
+
+    breaks_at: str | None = None
+
+    async def append(self, session_id: str, events: Sequence[Event]) -> tuple[LogEntry, ...]:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if any(event.type == self.breaks_at for event in events):
+            self.breaks_at = None
+            raise ZeroDivisionError
+        entries = await super().append(session_id, events)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return entries

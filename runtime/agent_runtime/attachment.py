@@ -92,6 +92,7 @@ class Attachment:
     async def leave(self) -> None:
         """Disconnect, stop reading and end the sandbox. Idempotent; raises no `RuntimeFault`."""
         self.feed.mute()
+        await self.feed.quiet()  # what is in the log must be in the fold
         await self.link.close()
         if self.reader is not None:
             self.reader.cancel()

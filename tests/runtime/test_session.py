@@ -7,9 +7,10 @@ import pytest
 
 from agent_runtime.blocks import BlockState, Subagent, SubagentStatus
 from agent_runtime.clock import now
+from agent_runtime.conversation import Conversation
 from agent_runtime.errors import Conflict, InvalidRequest, RateLimited
-from agent_runtime.events import BlockComplete, BlockStart, TextDelta
-from agent_runtime.ports import AgentTurnBegan, SandboxSpec
+from agent_runtime.events import BlockComplete, BlockStart, Replay, TextDelta
+from agent_runtime.ports import AgentTurnBegan, SandboxSpec, StoredBlock
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.turns import MAX_WAITING
@@ -295,7 +296,11 @@ async def test_a_snapshot_in_mid_turn_and_the_events_after_it_make_the_whole() -
         stage.tell(TextDelta(block_id="b", delta="so "))
         await eventually_told(it, session_id, "text_delta")
         snapshot = await it.manager.snapshot(ANNA, session_id)
-        assert [b.id for b in snapshot.blocks][-1] == "b"
-        assert snapshot.position == await it.log.head(session_id)
         curtain.raised.set()
         await it.ended(session_id, 1)
+        replay = await it.log.since(session_id, snapshot.position)
+        assert isinstance(replay, Replay)
+        joined = Conversation([StoredBlock(index, each) for index, each in enumerate(snapshot.blocks)])
+        for entry in replay.entries:
+            joined.apply(entry.event)
+        assert joined.blocks(100)[0] == (await it.manager.snapshot(ANNA, session_id)).blocks

@@ -230,6 +230,7 @@ async def test_a_stop_and_a_new_message_while_a_failed_wake_is_cleaned_up_do_not
             await asyncio.sleep(0)
             it.sandboxes.before_create = works
             await it.send(session_id, "two")
+            await others_get_on()
             go_on.set()
         await it.ended(session_id, 2)
         assert it.gateway.opened == {session_id}
@@ -323,3 +324,19 @@ async def test_the_report_of_a_turn_that_ended_otherwise_changes_nothing() -> No
         await it.send(session_id, "more")
         await it.ended(session_id, 2)
         assert len(await it.of(session_id, "turn_end")) == 2
+
+
+async def test_a_log_that_breaks_once_fails_a_turn_and_nothing_else() -> None:
+    curtain = Curtain()
+    async with world(curtain) as it:
+        session_id = await it.new(message="hello")
+        stage = await curtain.playing()
+        it.log.breaks_at = "file_changed"
+        stage.write("a.txt", b"a")
+        (failed,) = await it.ended(session_id, 1)
+        assert failed.error is not None
+        assert failed.error.code == "internal"
+        curtain.raised.set()
+        await it.send(session_id, "hello")
+        assert (await it.ended(session_id, 2))[-1].status is TurnStatus.COMPLETED
+        assert it.sandboxes.made[1].runner.files == {"a.txt": b"a"}

@@ -17,9 +17,8 @@ from agent_runtime.testing.no_gateway import NoGateway
 from agent_runtime.testing.scripted_agent import ScriptedAgent
 from agent_runtime.testing.scripted_runner import Script, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
-from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
-from tests.faults import FaultyPersistence
+from tests.faults import FaultyPersistence, SlowLog
 from tests.waiting import eventually
 
 ANNA, BERT = Principal("anna"), Principal("bert")
@@ -31,7 +30,7 @@ class World:
     manager: SessionManager
     sandboxes: ScriptedSandboxes
     store: FaultyPersistence
-    log: MemoryEventLog
+    log: SlowLog
     gateway: NoGateway
 
     async def new(self, **given: Any) -> str:
@@ -73,12 +72,14 @@ class World:
         return (await self.manager.session(ANNA, session_id)).runtime.phase
 
     async def reaches(self, session_id: str, phase: Phase) -> None:
-        """Wait until the session is in this phase."""
+        """Wait until the session is in this phase and has said so."""
         async with asyncio.timeout(10):
-            while await self.phase(session_id) is not phase:
+            while True:
                 head = await self.log.head(session_id)
-                if await self.phase(session_id) is not phase:
-                    await self.log.wait(session_id, head)
+                told = await self.of(session_id, "session_status")
+                if told and told[-1].runtime.phase is phase is await self.phase(session_id):
+                    return
+                await self.log.wait(session_id, head)
 
     async def turns(self, session_id: str) -> tuple[Turn, ...]:
         return await self.manager.turns(ANNA, session_id, before=None, limit=100)
@@ -101,7 +102,7 @@ async def runtime(
     """One process's worth of a runtime; several in turn over the same store are restarts."""
     before = asyncio.all_tasks()
     faulty, gateway = FaultyPersistence(store), NoGateway()
-    log = MemoryEventLog(max_bytes_per_session=64 * 1024 * 1024)
+    log = SlowLog(max_bytes_per_session=64 * 1024 * 1024)
     settings: dict[str, Any] = {"sync_interval_s": 0.01, "interrupt_grace_s": 5.0, "wake_timeout_s": 5.0}
     config = RuntimeConfig(
         persistence=faulty,

@@ -1,0 +1,150 @@
+"""One session through random bad luck: whatever happens in whatever order, each message ends once."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from agent_runtime.blocks import BlockState, ToolResult, ToolUse
+from agent_runtime.clock import now
+from agent_runtime.errors import Conflict, PersistenceFault, RateLimited, SandboxFault
+from agent_runtime.events import BlockComplete, BlockStart
+from agent_runtime.ports import AgentIdentity, AgentTurnBegan, SandboxSpec
+from agent_runtime.records import TurnStatus
+from agent_runtime.testing.scripted_runner import Stage
+from tests.runtime.scripts import assert_orderly
+from tests.runtime.world import ANNA, World, world
+from tests.waiting import eventually
+
+STEPS = 60
+
+
+class Luck:
+    """A script and a world that go wrong by dice."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.calm = False
+        self.count = 0
+        self.sent: list[str] = []
+
+    async def script(self, stage: Stage) -> None:
+        self.count += 1
+        name = f"{self.count}"
+        stage.tell(AgentIdentity("agent"))
+        tool = ToolUse(id=f"tool-{name}", tool_name="Bash", tool_use_id=f"call-{name}", timestamp=now())
+        stage.tell(
+            BlockStart(block=tool.model_copy(update={"state": BlockState.STREAMING})),
+            BlockComplete(block_id=tool.id, block=tool),
+        )
+        await self.idle()
+        stage.write(f"{name}.txt", name.encode())
+        stage.write("large.bin", bytes(self.dice.randrange(200_000)))
+        stage.remember({"n": self.count})
+        fate = 1.0 if self.calm else self.dice.random()
+        if fate < 0.1:
+            stage.exit()
+        elif fate < 0.2:
+            await asyncio.Event().wait()
+        else:
+            answer = ToolResult(
+                id=f"answer-{name}", tool_use_id=tool.tool_use_id, output="ok", timestamp=now()
+            )
+            stage.tell(
+                BlockStart(block=answer.model_copy(update={"state": BlockState.STREAMING})),
+                BlockComplete(block_id=answer.id, block=answer),
+            )
+            stage.rest(TurnStatus.CANCELLED if stage.interrupted.is_set() else TurnStatus.COMPLETED)
+            if self.dice.random() < 0.3:
+                stage.tell(AgentTurnBegan())
+                stage.text(f"own-{name}", "by myself")
+                stage.rest(autonomous=True)
+
+    async def create(self, _: SandboxSpec) -> None:
+        await self.idle()
+        if not self.calm and self.dice.random() < 0.2:
+            raise SandboxFault("Bad luck.")
+
+    async def idle(self) -> None:
+        for _ in range(self.dice.randrange(30)):
+            await asyncio.sleep(0)
+
+    async def strike(self, it: World, session_id: str, tasks: asyncio.TaskGroup) -> None:
+        living = it.sandboxes.living()
+        match self.dice.randrange(9):
+            case 0 | 1 | 2:
+                tasks.create_task(self.send(it, session_id))
+            case 3:
+                tasks.create_task(
+                    it.manager.interrupt(ANNA, session_id, self.dice.choice([None, *self.sent]))
+                )
+            case 4 if living:
+                living[0].die()
+            case 5 if living:
+                living[0].break_connections()
+            case 6:
+                tasks.create_task(it.manager.stop_session(ANNA, session_id))
+            case 7:
+                it.store.down = not it.store.down
+            case _:
+                tasks.create_task(it.manager.prewarm_session(ANNA, session_id))
+        await self.idle()
+
+    async def send(self, it: World, session_id: str) -> None:
+        message_id = f"m{self.dice.randrange(20)}"
+        try:
+            receipt = await it.send(session_id, "go", message_id)
+        except (PersistenceFault, Conflict, RateLimited):
+            return
+        self.sent.append(receipt.turn_id)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_whatever_happens_each_message_ends_once(seed: int) -> None:
+    luck = Luck(seed)
+    async with world(luck.script, interrupt_grace_s=0.02, wake_timeout_s=2.0) as it:
+        it.sandboxes.before_create = luck.create
+        session_id = await it.new()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(STEPS):
+                await luck.strike(it, session_id, tasks)
+            it.store.down = False
+            luck.calm = True
+        await it.manager.interrupt(ANNA, session_id, None)
+        await it.manager.stop_session(ANNA, session_id)
+        await ready(it)
+        last = await it.send(session_id, "last")
+        await it.manager.stop_session(ANNA, session_id)
+        events = await it.events(session_id)
+        ends = Counter(event.turn.turn_id for event in events if event.type == "turn_end")
+        starts = Counter(event.turn.turn_id for event in events if event.type == "turn_start")
+        assert set(ends.values()) == {1}
+        assert starts == ends
+        assert {*luck.sent, last.turn_id} <= ends.keys()
+        assert_orderly(events)
+        await assert_kept(it, session_id)
+        assert not it.sandboxes.living()
+        assert all(sandbox.stopped for sandbox in it.sandboxes.made)
+        assert it.store.most_at_once <= 1
+        await eventually(lambda: not it.gateway.opened)
+
+
+async def ready(it: World) -> None:
+    """The last write that failed is tried again after its back-off."""
+    async with asyncio.timeout(10):
+        while not (await it.manager.readiness()).ok:
+            await asyncio.sleep(0.01)
+
+
+async def assert_kept(it: World, session_id: str) -> None:
+    """What the store holds is what was told."""
+    store = it.store.inner
+    turns = await store.load_turns(session_id, limit=1000)
+    assert [turn.index for turn in turns] == sorted({turn.index for turn in turns})
+    told = [block.to_json() for block in (await it.manager.snapshot(ANNA, session_id)).blocks]
+    page = await store.load_blocks(session_id, limit=max(1, len(told)))
+    assert [stored.block.to_json() for stored in page.blocks] == told
+    entries = (await store.load_transcript(session_id)).get("main", [])
+    numbers = [entry["n"] for entry in entries]
+    assert numbers == sorted(set(numbers)), "no entry twice, none out of order"
