@@ -1,6 +1,7 @@
 """A host application with the runtime mounted below /agents, its own users and its own profile.
 
-    pip install agent-runtime && python examples/host_app/app.py
+    pip install agent-runtime
+    ALICE_KEY=... BOB_KEY=... ANTHROPIC_API_KEY=... python examples/host_app/app.py
 
 The host decides who calls (`Keys`), where records are kept (SQLite here; any `PersistenceAdapter`)
 and what agents are made of (`PROFILE`). Everything else is the runtime's.

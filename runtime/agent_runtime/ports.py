@@ -58,8 +58,8 @@ class PersistenceAdapter(Protocol):
     Rules for all methods: each call is atomic (all of it or nothing survives a crash); when it
     returns, the data is durable; saving is idempotent, because the runtime repeats what it is not
     sure of; reading what is absent gives None or an empty result, never an error; when the store
-    cannot answer, raise `PersistenceFault`. Calls for one session come one at a time and in order
-    from the runtime that holds the session; calls for different sessions come concurrently.
+    cannot answer, raise `PersistenceFault`. Writes of one session come one at a time and in order
+    from the runtime that holds the session; reads, and calls for different sessions, come at any time.
     """
 
     async def open(self) -> None:

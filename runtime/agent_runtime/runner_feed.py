@@ -1,10 +1,10 @@
 """RunnerFeed: what comes off a runner, brought to where it belongs.
 
-Files (`file_feed`) and transcript entries are noted at once; the agent's native lines are queued and
-translated in order by a task of their own, which waits wherever the session must act first: after the end of a
-turn, nothing of the next is translated until the end is announced. What is durable is acknowledged
-as it goes, so that the runner's journal does not fill up in a long turn. Meaning is given by the
-agent's translator; records are kept by `recorder`; decisions are taken by `session` through `report`.
+Files (`file_feed`) and transcript entries are noted at once. The agent's native lines are queued and
+translated in order by a task of their own, which waits wherever the session must act first: after
+the end of a turn, nothing of the next is translated until the end is announced. What is durable is
+acknowledged as it goes, so that the runner's journal does not fill up in a long turn. Meaning is given
+by the agent's translator; records are kept by `recorder`; decisions are taken through `report`.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ class RunnerFeed:
 
         Raises `SandboxFault` (`sandbox_lost`), always.
         """
+        lost: BaseException
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._translate(), name="translate")
@@ -118,7 +119,8 @@ class RunnerFeed:
                 tasks.create_task(self._acknowledge_much(), name="acknowledge")
                 await self._read()
         except* SandboxFault as group:
-            raise group.exceptions[0] from None
+            lost = group.exceptions[0]
+        raise lost  # not within the clause: Python before 3.11.4 would wrap it in a group
 
     async def settle(self, timeout_s: float) -> None:
         """Have the runner look at all files now, and bring in what it found. Raises `SandboxFault`."""

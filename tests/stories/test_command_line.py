@@ -190,6 +190,47 @@ async def test_the_demo_does_the_main_job_once_and_ends_well(tmp_path: Path) -> 
     assert errors == b""
 
 
+async def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "demo", "--data", str(tmp_path), stdout=PIPE, stderr=PIPE, env=environment
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        while b"Write" not in await process.stdout.readline():
+            assert sandboxes(tmp_path) or process.returncode is None
+    process.send_signal(signal.SIGINT)
+    _, errors = await process.communicate()
+
+    assert process.returncode == 130, errors.decode()
+    assert errors == b""
+    assert not sandboxes(tmp_path)
+
+
+async def test_a_session_that_was_listed_can_be_shown(tmp_path: Path) -> None:
+    async with ScriptedModel() as model, served(tmp_path, model) as (_, url):
+        session_id, _ = await begin_turn(url, "[[script:error status=401]]")
+        await wait_for_phase(url, session_id, "ready")
+        listed = await told_by("sessions", "list", "--url", url)
+        shown = await told_by("sessions", "show", session_id, "--url", url)
+
+    assert session_id in listed
+    assert "[[script:error status=401]]" in shown
+    assert "failed" in shown.splitlines()[-1]
+    assert "Failed to authenticate" in shown.splitlines()[-1]
+
+
+async def told_by(*arguments: str) -> str:
+    """What a command prints that succeeds."""
+    environment = {**os.environ, "AGENT_RUNTIME_TOKEN": TOKEN}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=environment
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return output.decode()
+
+
 async def test_the_doctor_says_what_works(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         COMMAND, "doctor", "--data", str(tmp_path), stdout=PIPE, stderr=PIPE

@@ -135,6 +135,34 @@ async def test_the_real_key_is_nowhere_but_at_the_model() -> None:
             assert not file.is_file() or REAL_KEY.encode() not in file.read_bytes()
 
 
+async def test_a_key_that_the_model_refuses_ends_the_turn_at_once_with_a_clear_error() -> None:
+    async with serving() as server:
+        session_id = await new_session(server)
+        async with viewing(server, session_id) as viewer:
+            await viewer.send(session_id, "[[script:error status=401 times=99]]", "first")
+            (turn,) = await viewer.turns_ended(1, within=20)
+
+        assert turn["status"] == "failed"
+        assert turn["error"]["code"] == "model_authentication_failed"
+        assert not turn["error"]["retryable"]
+        (error,) = viewer.blocks("error")
+        assert error["code"] == "model_authentication_failed"
+
+
+async def test_a_background_subagent_comes_back_in_a_turn_that_the_agent_begins_by_itself() -> None:
+    async with serving() as server:
+        session_id = await new_session(server)
+        async with viewing(server, session_id) as viewer:
+            await viewer.send(session_id, "[[script:background]]", "first")
+            asked, came_back = await viewer.turns_ended(2)
+
+        assert asked["messageId"] == "first"
+        assert "messageId" not in came_back
+        assert [turn["status"] for turn in (asked, came_back)] == ["completed", "completed"]
+        updates = [event["updates"] for event in viewer.of("block_update")]
+        assert any(update.get("status") == "success" and "output" in update for update in updates)
+
+
 async def test_a_viewer_that_joins_in_mid_turn_ends_with_the_same_blocks() -> None:
     async with serving() as server:
         session_id = await new_session(server)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -35,6 +35,8 @@ MESSAGE: Final = (
 )
 _TURN_BOUND_S: Final = 600.0
 """A real model may think for minutes; a demo that says nothing for longer has failed."""
+_INTERRUPTED: Final = 130
+"""The exit code that shells give a command ended by Ctrl-C."""
 _PROMISED: Final = {
     "the agent thought": lambda block: block["type"] == "thinking",
     "it wrote a file": lambda block: block.get("toolName") == "Write",
@@ -45,25 +47,42 @@ _PROMISED: Final = {
 
 
 async def demo(settings: Settings, *, once: bool) -> int:
-    """Run the demo; with `once` it ends after the turn. 0 when all that it promises happened."""
+    """Run the demo; with `once` it ends after the turn, else at SIGINT or SIGTERM.
+
+    Returns 0 when all that it promises happened, 1 when not, 130 when it was interrupted before.
+    """
     console = Console()
     if not await _can_isolate(settings, console):
         return 1
+    outcome = _INTERRUPTED
     async with _model(settings, console) as gateway, running(settings, gateway=gateway) as served:
-        console.print(f"[bold]server[/]   {served.url}   data in {settings.data}/\n")
-        shown = await _show(served, Renderer(console))
-        missing = [promise for promise, kept in _PROMISED.items() if not any(map(kept, shown.blocks))]
-        if shown.status != "completed":
-            missing.append(f"the turn was to complete; it is {shown.status}")
-        if not shown.files:
-            missing.append("files were to come back")
-        _tell_files(console, shown.files)
-        for promise in missing:
-            console.print(f"[red]did not happen:[/] {promise}")
-        console.print(f"\n[bold]console[/]  {served.console}&session={shown.session_id}", soft_wrap=True)
-        if not once:
-            console.print("[dim]Serving until Ctrl-C.[/]")
-            await _interrupted()
+        console.print(f"[bold]server[/]   {served.url}   data in {settings.data}/\n", soft_wrap=True)
+        try:
+            async with asyncio.timeout(None) as patience:
+                _at_signal(lambda: patience.reschedule(0))
+                outcome = await _perform(served, console)
+                if not once:
+                    console.print("[dim]Serving until Ctrl-C.[/]")
+                    await asyncio.Event().wait()
+        except TimeoutError:
+            console.print("[dim]closing[/]")
+        finally:
+            _at_signal(lambda: None)  # it is closing already
+    return outcome
+
+
+async def _perform(served: Served, console: Console) -> int:
+    """Show the one turn and what it left; 0 when all that the demo promises happened."""
+    shown = await _show(served, Renderer(console))
+    missing = [promise for promise, kept in _PROMISED.items() if not any(map(kept, shown.blocks))]
+    if shown.status != "completed":
+        missing.append(f"the turn was to complete; it is {shown.status}")
+    if not shown.files:
+        missing.append("files were to come back")
+    _tell_files(console, shown.files)
+    for promise in missing:
+        console.print(f"[red]did not happen:[/] {promise}")
+    console.print(f"\n[bold]console[/]  {served.console}&session={shown.session_id}", soft_wrap=True)
     return 1 if missing else 0
 
 
@@ -93,7 +112,7 @@ async def _show(served: Served, renderer: Renderer) -> _Shown:
         new = {"agentProfileRef": "default", "name": "Demo"}
         async with http.post("/api/sessions", json=new) as response:
             session_id = shown.session_id = (await response.json())["sessionId"]
-        client = socketio.AsyncClient()
+        client = socketio.AsyncClient(handle_sigint=False)  # its own handler would cancel the server too
 
         async def on_event(_: str, envelope: dict[str, Any]) -> None:
             renderer.event(envelope)
@@ -123,12 +142,15 @@ async def _show(served: Served, renderer: Renderer) -> _Shown:
 async def _model(settings: Settings, console: Console) -> AsyncIterator[ModelGateway | None]:
     """The environment's own model, or a scripted one behind the same gateway."""
     if any(os.environ.get(name) for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")):
-        console.print("[bold]model[/]    real: the key in your environment stays outside of the sandbox")
+        console.print(
+            "[bold]model[/]    real: the key in your environment stays outside of the sandbox", soft_wrap=True
+        )
         yield None
         return
     console.print(
         "[bold]model[/]    [yellow]scripted[/]: no ANTHROPIC_API_KEY is set, so the words are written in "
-        "advance; the agent, its tools and the sandbox are real"
+        "advance and cost nothing; the agent, its tools and the sandbox are real",
+        soft_wrap=True,
     )
     async with ScriptedModel(default="demo") as model:
         yield AnthropicGateway(model.url, "scripted", None, settings.data.resolve() / "gateway")
@@ -141,7 +163,7 @@ async def _can_isolate(settings: Settings, console: Console) -> bool:
     console.print(f"[bold]sandbox[/]  {found.provider}: {found.isolation}")
     if not found.available:
         for reason in found.reasons:
-            console.print(f"         {reason}")
+            console.print(f"         {reason}", soft_wrap=True)
     return found.available
 
 
@@ -153,9 +175,7 @@ def _tell_files(console: Console, files: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-async def _interrupted() -> None:
-    ended = asyncio.Event()
+def _at_signal(act: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
-    await ended.wait()
+        loop.add_signal_handler(number, act)

@@ -59,7 +59,7 @@ class Renderer:
             case "file_changed":
                 self._line("file", f"{envelope['change']} {envelope['file']['path']}", "green")
             case "turn_end":
-                self._turn_end(envelope["turn"])
+                self.turn(envelope["turn"])
 
     def block(self, block: dict[str, Any]) -> None:
         """Print a whole block."""
@@ -121,7 +121,8 @@ class Renderer:
         for line in rest:
             self._console.print(Text.assemble((_MARGIN + indent, "bold"), (line, style)), soft_wrap=True)
 
-    def _turn_end(self, turn: dict[str, Any]) -> None:
+    def turn(self, turn: dict[str, Any]) -> None:
+        """Print how a turn stands or ended."""
         cost = f", ${turn['costUsd']:.4f}" if "costUsd" in turn else ""
         why = f": {turn['error']['message']}" if "error" in turn else ""
         self._line("turn", f"{turn['status']}{cost}{why}", "bold")

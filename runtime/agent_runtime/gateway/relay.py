@@ -23,6 +23,8 @@ from yarl import URL
 
 from agent_runtime.gateway.usage import Meter
 
+_CREDENTIAL_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+"""Our own credential is wrong: agents ask again for minutes otherwise, and it will not get better."""
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 _REDIRECTS: Final = range(300, 400)
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -113,9 +115,10 @@ class Relay:
             return refusal(502, "api_error", "The model's API redirects, which is not followed.")
         if answer.status == HTTPStatus.OK:
             meter.begin(answer.content_type)
-        response = web.StreamResponse(
-            status=answer.status, headers=_passing(answer.headers, _RESPONSE_HEADERS, _RESPONSE_PREFIXES)
-        )
+        headers = _passing(answer.headers, _RESPONSE_HEADERS, _RESPONSE_PREFIXES)
+        if answer.status in _CREDENTIAL_REFUSED:
+            headers["x-should-retry"] = "false"
+        response = web.StreamResponse(status=answer.status, headers=headers)
         try:
             await response.prepare(request)
             async for piece in answer.content.iter_any():
