@@ -23,12 +23,11 @@ class Curtain:
 
     async def __call__(self, stage: Stage) -> None:
         self.stages.append(stage)
-        open_, interrupted = self.raised.wait(), stage.interrupted.wait()
-        done = asyncio.gather(open_, asyncio.sleep(0))
-        waiting = asyncio.gather(interrupted, asyncio.sleep(0))
-        await asyncio.wait([done, waiting], return_when=asyncio.FIRST_COMPLETED)
-        done.cancel()
-        waiting.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            either = [tasks.create_task(event.wait()) for event in (self.raised, stage.interrupted)]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            for task in either:
+                task.cancel()
         if stage.interrupted.is_set():
             stage.rest(TurnStatus.CANCELLED, stop_reason="interrupted")
         else:
