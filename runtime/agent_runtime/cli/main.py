@@ -126,8 +126,19 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _log_to_stderr(level: int) -> None:
-    """People read standard error; standard output belongs to the commands."""
+    """People read standard error; standard output belongs to the commands.
+
+    Tracebacks are plain: structlog's default shows the variables of every frame, secrets included.
+    """
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ],
     )
