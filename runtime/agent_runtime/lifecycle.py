@@ -153,8 +153,9 @@ def _agent_began(state: State, given: AgentBegan) -> Step:
 def _agent_rested(state: State, given: AgentRested) -> Step:
     assert state.turn is not None
     report = given.report
-    if report.autonomous and not state.autonomous:
-        return state, ()  # it finished something of its own; our message is still to be answered
+    of_another = report.autonomous or (report.message_ids and state.turn not in report.message_ids)
+    if of_another and not state.autonomous:
+        return state, ()  # our message is still to be answered
     if state.interrupting and report.status is TurnStatus.FAILED:
         report = replace(report, status=TurnStatus.CANCELLED, error=None)
     after, effects = _next(replace(state, turn=None, autonomous=False))

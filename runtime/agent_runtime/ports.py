@@ -25,8 +25,6 @@ from agent_runtime.events import Event, Gap, LogEntry, Position, Replay
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import SandboxRef, SessionRecord, Turn, TurnError, TurnStatus, Usage, WorkspaceFile
 
-# --------------------------------------------------------------------------- persistence
-
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
@@ -154,9 +152,6 @@ class PersistenceAdapter(Protocol):
         """One profile, or None."""
 
 
-# --------------------------------------------------------------------------- log
-
-
 class EventLog(Protocol):
     """Ordered, bounded events of each session. Publishing is appending; subscribing is following.
 
@@ -184,9 +179,6 @@ class EventLog(Protocol):
 
     async def close(self) -> None:
         """Release everything."""
-
-
-# --------------------------------------------------------------------------- sandboxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +281,6 @@ class SandboxProvider(Protocol):
         """Release what the provider holds in this process; sandboxes go on."""
 
 
-# --------------------------------------------------------------------------- agents
-
-
 @dataclass(frozen=True, slots=True)
 class AgentStart:
     """What the runner needs to start an agent: the driver's name and its options (plain JSON)."""
@@ -385,9 +374,6 @@ class Agent(Protocol):
         Pure; tolerant of bad lines.
         """
         ...
-
-
-# --------------------------------------------------------------------------- gateway, authentication
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,11 @@ def failed(error: TurnError) -> AgentTurnEnded:
 
 Game = list[tuple[Input, list[Effect]]]
 
+
+def answer_to(turn_id: str) -> AgentTurnEnded:
+    return AgentTurnEnded(status=TurnStatus.COMPLETED, message_ids=(turn_id,))
+
+
 GAMES: dict[str, Game] = {
     "two messages at once wake one sandbox and are answered in order": [
         (MessageAccepted("a"), [QUEUE, STATUS, Wake(1)]),
@@ -195,6 +200,12 @@ GAMES: dict[str, Game] = {
         (AgentBegan("own"), []),
         (AgentRested(BY_ITSELF), []),
         (AgentRested(COMPLETED), [EndTurn("a", COMPLETED), STATUS]),
+    ],
+    "a late or forged answer to another message ends nothing": [
+        (MessageAccepted("a"), [QUEUE, STATUS, Wake(1)]),
+        (Woken(1), [QUEUE, STATUS, BeginTurn("a"), Deliver("a")]),
+        (AgentRested(answer_to("before")), []),
+        (AgentRested(answer_to("a")), [EndTurn("a", answer_to("a")), STATUS]),
     ],
 }
 

@@ -3,7 +3,6 @@
 The model is scripted to call Bash; the commands run in a real sandbox beside the real agent.
 """
 
-import asyncio
 import json
 from typing import Any
 from urllib.parse import quote
@@ -75,7 +74,7 @@ say({"type": "result", "subtype": "\\ud800", "is_error": True, "result": "\\ud80
 
 
 async def test_what_a_tool_leaves_behind_cannot_begin_turns_of_its_own() -> None:
-    later = "(sleep 1; python3 inject.py) >/dev/null 2>&1 &"
+    later = "(sleep 1; python3 inject.py; touch tried-again) >/dev/null 2>&1 &"
     scripts = {
         "inject": bash(f"cat > inject.py <<'END'\n{INJECT}\nEND\npython3 inject.py; {later}"),
         "injected": [[Say("Whatever you say.")]],
@@ -84,7 +83,7 @@ async def test_what_a_tool_leaves_behind_cannot_begin_turns_of_its_own() -> None
         session_id = await new_session(server)
         async with viewing(server, session_id) as viewer:
             await turn(viewer, session_id, "inject")
-            await asyncio.sleep(3)
+            await viewer.until(lambda event: event.get("file", {}).get("path") == "tried-again")
             await turn(viewer, session_id, "text")
 
         assert "heard" in outputs(viewer)
