@@ -248,3 +248,17 @@ def test_what_the_store_holds_goes_on_where_it_stopped() -> None:
     ]
     assert conversation.blocks(1) == ((tool("new"),), True)
     assert conversation.blocks(0)[0] == ()
+
+
+def test_an_update_while_text_is_open_keeps_what_was_said() -> None:
+    conversation = Conversation()
+    opened = AssistantText(id="a", timestamp=AT, content="", state=BlockState.STREAMING)
+    events: list[Event] = [
+        BlockStart(block=opened),
+        TextDelta(block_id="a", delta="half "),
+        BlockUpdate(block_id="a", updates={"model": "m"}),
+        TextDelta(block_id="a", delta="said"),
+    ]
+    (block,) = seen(fold(conversation, events))
+
+    assert block == opened.model_copy(update={"content": "half said", "model": "m"})

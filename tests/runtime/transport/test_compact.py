@@ -66,3 +66,12 @@ def test_any_text_whatsoever_is_encoded_as_json_on_one_line(text: str) -> None:
 
 def test_lone_surrogates_and_huge_numbers_out_of_a_sandbox_are_encoded() -> None:
     assert json.loads(wire.dump({"text": "\ud800", "number": 2**80})) == {"text": "\ud800", "number": 2**80}
+
+
+def test_text_and_input_of_one_open_block_are_never_joined() -> None:
+    told = [start("a"), delta("a", "x"), InputDelta(block_id="a", delta="y"), delta("a", "z")]
+
+    kept = [entry.event for entry in compact(entries(told))][1:]
+
+    assert "".join(event.delta for event in kept if isinstance(event, TextDelta)) == "xz"
+    assert "".join(event.delta for event in kept if isinstance(event, InputDelta)) == "y"
