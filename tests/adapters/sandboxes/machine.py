@@ -69,6 +69,11 @@ def processes_of(root: Path) -> list[int]:
     ]
 
 
+def is_saying(pid: int, words: str) -> bool:
+    """Whether a process was started with these words."""
+    return words.encode() in _read(pid, "cmdline")
+
+
 @dataclass
 class Inside:
     """Runs Python in a sandbox. What the code prints as JSON is returned."""
