@@ -55,8 +55,12 @@ async def test_two_messages_at_once_to_a_cold_session_make_one_sandbox_and_two_t
         async with viewing(server, session_id) as one, viewing(server, session_id) as other:
             first = await one.send(session_id, "[[script:text]] one", "a")
             second = await other.send(session_id, "[[script:text]] two", "b")
+            waiting = (await get(server, f"/api/sessions/{session_id}/turns"))["turns"][-1]
             ended = await one.turns_ended(2)
+            ledger = (await get(server, f"/api/sessions/{session_id}/turns"))["turns"]
 
+        assert (waiting["status"], waiting["content"]) == ("queued", "[[script:text]] two")
+        assert ledger == ended
         assert [turn["turnId"] for turn in ended] == [first["turnId"], second["turnId"]]
         assert [turn["index"] for turn in ended] == [0, 1]
         sandboxes = {
