@@ -86,6 +86,15 @@ class PersistenceAdapter(Protocol):
         """
         ...
 
+    async def unfinished_sessions(self) -> tuple[SessionRecord, ...]:
+        """All sessions, of whatever owner, that a starting runtime has to take up again.
+
+        Those whose record names a `sandbox`, and those with a turn that is queued or running; each
+        once, in any order. Everything else sleeps and costs the start nothing, so this must be found
+        without reading every session.
+        """
+        ...
+
     async def save_blocks(self, session_id: str, blocks: Sequence[StoredBlock]) -> None:
         """Upsert blocks by `block.id`. A block keeps the index that it was first saved with.
 
@@ -104,10 +113,19 @@ class PersistenceAdapter(Protocol):
     async def block_index(self, session_id: str, block_id: str) -> int | None:
         """The index of a saved block, or None. Paging backwards from a block stands on this."""
 
-    async def save_turn(self, session_id: str, turn: Turn, blocks: Sequence[StoredBlock] = ()) -> None:
-        """Upsert a turn by `turn_id`, together with blocks, in one atomic step.
+    async def save_turn(
+        self,
+        session_id: str,
+        turn: Turn,
+        blocks: Sequence[StoredBlock] = (),
+        *,
+        record: SessionRecord | None = None,
+    ) -> None:
+        """Upsert a turn by `turn_id`, together with blocks and the session's record, in one atomic step.
 
-        The acknowledgement of a user's message stands on this call.
+        `record` None leaves the session's record as it is; else it replaces it, as `update_session`
+        does. The acknowledgement of a user's message stands on this call, and so does it that a turn
+        ends once: the turn and the place up to which its agent was heard are never apart.
         """
 
     async def load_turns(self, session_id: str, *, limit: int, before: int | None = None) -> tuple[Turn, ...]:
@@ -336,6 +354,13 @@ class Translator(Protocol):
         """What a native line means. `at` serves as the timestamp where the agent gives none."""
         ...
 
+    def memory(self) -> dict[str, Any]:
+        """What it knows from the lines so far, as plain JSON; asked for only while no block is open.
+
+        Law: `agent.translator(memory)` goes on exactly as this one would have. Small: tens of KiB.
+        """
+        ...
+
 
 class Agent(Protocol):
     """One agent kind."""
@@ -360,8 +385,16 @@ class Agent(Protocol):
         """What the runner is told. `agent_session_id` given: the conversation is resumed."""
         ...
 
-    def translator(self) -> Translator:
-        """A fresh translator for a fresh or re-attached agent process."""
+    @property
+    def steers(self) -> bool:
+        """Whether a message that arrives in mid-turn is taken into that turn."""
+        ...
+
+    def translator(self, memory: Mapping[str, Any] | None = None) -> Translator:
+        """A translator for a new agent process, or with its `memory` for one that is attached to again.
+
+        A memory that it cannot read counts as none; never an exception.
+        """
         ...
 
     def read_transcript(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:

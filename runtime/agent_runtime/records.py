@@ -22,6 +22,7 @@ class Phase(StrEnum):
     WAKING = "waking"
     READY = "ready"
     RUNNING = "running"
+    HIBERNATED = "hibernated"
     STOPPING = "stopping"
     FAILED = "failed"
 
@@ -69,11 +70,26 @@ class Usage(Frozen):
     cache_write_tokens: int | None = None
 
 
+class Checkpoint(Frozen):
+    """How far a session has dealt with what its runner said: all before it is durable.
+
+    Whoever attaches again goes on after `offset`, with what was known there: `transcript` is how many
+    entries each key had, `next_index` the index of the next new block, `translator` the translator's
+    memory (opaque).
+    """
+
+    offset: int
+    transcript: dict[str, int] = Field(default_factory=dict)
+    next_index: int
+    translator: dict[str, Any] = Field(default_factory=dict)
+
+
 class SessionRecord(Frozen):
     """A session as it is stored. `session_id` is ours; `agent_session_id` is the agent's own.
 
     `usage` and `cost_usd` are running totals as the agent last reported them. `sandbox` is there
-    while one lives; `last_sandbox_id` and `restart_count` remember those that went before.
+    while one lives, with the `checkpoint` to go on from; `last_sandbox_id` and `restart_count` remember
+    those that went before. `untold` is what the agent is still to be told with the next message.
     """
 
     session_id: str
@@ -88,6 +104,8 @@ class SessionRecord(Frozen):
     last_activity: Moment
     agent_session_id: str | None = None
     sandbox: SandboxRef | None = None
+    checkpoint: Checkpoint | None = None
+    untold: str | None = None
     last_sandbox_id: str | None = None
     restart_count: int = 0
     usage: Usage | None = None

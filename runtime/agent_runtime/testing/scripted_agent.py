@@ -50,8 +50,16 @@ class ScriptedAgent:
         told = {"profile": profile.profile_id, "resume": agent_session_id, "gatewayToken": gateway_token}
         return AgentStart("scripted", {**told, "options": dict(options)})
 
-    def translator(self) -> ScriptedTranslator:
-        """A fresh translator."""
+    @property
+    def steers(self) -> bool:
+        """A message in mid-turn is one more script that plays."""
+        return True
+
+    def translator(
+        self,
+        memory: Mapping[str, Any] | None = None,  # noqa: ARG002  each line stands for itself
+    ) -> ScriptedTranslator:
+        """A translator; it needs no memory."""
         return ScriptedTranslator()
 
     def read_transcript(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:
@@ -85,6 +93,10 @@ class ScriptedTranslator:
             changes["block"] = event.block.model_copy(update={"turn_id": turn_id})
         return (event.model_copy(update=changes),)
 
+    def memory(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
 
 def line_of(told: Translated) -> dict[str, Any]:
     """The native line that is translated to this."""
@@ -100,6 +112,7 @@ def line_of(told: Translated) -> dict[str, Any]:
                 "stopReason": told.stop_reason,
                 "error": told.error.to_json() if told.error else None,
                 "totalCostUsd": told.total_cost_usd,
+                "messageIds": list(told.message_ids),
                 "autonomous": told.autonomous,
             }
         case _:
@@ -120,6 +133,7 @@ def _report(line: Mapping[str, Any]) -> Sequence[Translated]:
                     stop_reason=line.get("stopReason"),
                     error=TurnError.model_validate(error) if error else None,
                     total_cost_usd=line.get("totalCostUsd"),
+                    message_ids=tuple(line.get("messageIds") or ()),
                     autonomous=line.get("autonomous") is True,
                 ),
             )
