@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from agent_runtime.errors import InvalidRequest, PersistenceFault
 from agent_runtime.frozen import Frozen
 from agent_runtime.profile import AgentProfile
-from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
+from agent_runtime.records import SessionRecord, Turn, TurnStatus, WorkspaceFile
 
 T = TypeVar("T")
 
@@ -28,6 +28,8 @@ SESSION: Final = TypeAdapter(SessionRecord)
 TURN: Final = TypeAdapter(Turn)
 FILE: Final = TypeAdapter(WorkspaceFile)
 PROFILE: Final = TypeAdapter(AgentProfile)
+UNFINISHED: Final = frozenset({TurnStatus.QUEUED, TurnStatus.RUNNING})
+"""Turns that a starting runtime has to take up again."""
 
 
 def encode(value: Frozen) -> str:

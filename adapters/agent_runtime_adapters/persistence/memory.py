@@ -22,6 +22,7 @@ from agent_runtime_adapters.persistence.json_rows import (
     PROFILE,
     SESSION,
     TURN,
+    UNFINISHED,
     decode,
     decode_object,
     encode,
@@ -45,6 +46,7 @@ class _Kept:
     owner: str
     key: SessionKey
     record: str
+    has_sandbox: bool
     blocks: dict[str, tuple[int, str, str]] = field(default_factory=dict)
     """Block id to index, conversation and block."""
     turns: dict[str, tuple[int, str | None, str]] = field(default_factory=dict)
@@ -53,6 +55,22 @@ class _Kept:
     """Key to place to entry."""
     files: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     """Path to the file without content, and its content."""
+    unfinished_turns: set[str] = field(default_factory=set)
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.has_sandbox or bool(self.unfinished_turns)
+
+    def put_record(self, record: SessionRecord, text: str) -> None:
+        self.record, self.owner, self.key = text, record.owner, session_key(record)
+        self.has_sandbox = record.sandbox is not None
+
+    def put_turn(self, turn: Turn, text: str) -> None:
+        self.turns[turn.turn_id] = (turn.index, turn.message_id, text)
+        if turn.status in UNFINISHED:
+            self.unfinished_turns.add(turn.turn_id)
+        else:
+            self.unfinished_turns.discard(turn.turn_id)
 
 
 class MemoryPersistence:
@@ -81,7 +99,8 @@ class MemoryPersistence:
             raise Conflict(
                 "There is such a session already.", code="already_exists", session_id=record.session_id
             )
-        self._sessions[record.session_id] = _Kept(record.owner, session_key(record), encode(record))
+        key, has_sandbox = session_key(record), record.sandbox is not None
+        self._sessions[record.session_id] = _Kept(record.owner, key, encode(record), has_sandbox)
 
     async def load_session(self, session_id: str) -> SessionRecord | None:
         """Return the session, or None."""
@@ -90,8 +109,7 @@ class MemoryPersistence:
 
     async def update_session(self, record: SessionRecord) -> None:
         """Replace the record of an existing session. Raises `NotFound` (`session_not_found`)."""
-        kept = self._get(record.session_id)
-        kept.record, kept.owner, kept.key = encode(record), record.owner, session_key(record)
+        self._get(record.session_id).put_record(record, encode(record))
 
     async def delete_session(self, session_id: str) -> None:
         """Forget the session and all that belongs to it."""
@@ -110,6 +128,11 @@ class MemoryPersistence:
         return SessionPage(
             tuple(decode(SESSION, kept.record) for kept in page), to_cursor(page[-1].key) if more else None
         )
+
+    async def unfinished_sessions(self) -> tuple[SessionRecord, ...]:
+        """Sessions with a sandbox in their record, or with a turn that is queued or running."""
+        self._check_open()
+        return tuple(decode(SESSION, kept.record) for kept in self._sessions.values() if kept.is_unfinished)
 
     async def save_blocks(self, session_id: str, blocks: Sequence[StoredBlock]) -> None:
         """Upsert blocks by id; each keeps its first index. Raises `NotFound` (`session_not_found`)."""
@@ -135,12 +158,23 @@ class MemoryPersistence:
         kept = self._find(session_id)
         return kept.blocks[block_id][0] if kept and block_id in kept.blocks else None
 
-    async def save_turn(self, session_id: str, turn: Turn, blocks: Sequence[StoredBlock] = ()) -> None:
-        """Upsert a turn and blocks in one step. Raises `NotFound` (`session_not_found`)."""
+    async def save_turn(
+        self,
+        session_id: str,
+        turn: Turn,
+        blocks: Sequence[StoredBlock] = (),
+        *,
+        record: SessionRecord | None = None,
+    ) -> None:
+        """Upsert a turn, blocks and the record in one step. Raises `NotFound` (`session_not_found`)."""
         kept = self._get(session_id)
-        row, rows = (turn.index, turn.message_id, encode(turn)), self._rows(session_id, blocks)
-        kept.turns[turn.turn_id] = row
+        # First all that can fail, then all that cannot.
+        text, rows = encode(turn), self._rows(session_id, blocks)
+        record_text = None if record is None else encode(record)
+        kept.put_turn(turn, text)
         kept.blocks.update(rows)
+        if record is not None and record_text is not None:
+            kept.put_record(record, record_text)
 
     async def load_turns(self, session_id: str, *, limit: int, before: int | None = None) -> tuple[Turn, ...]:
         """The newest `limit` turns below `before`, in rising index."""
