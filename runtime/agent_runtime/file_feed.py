@@ -25,16 +25,19 @@ _REFUSALS: Final = frozenset({"runner_refused", "file_too_large"})
 
 
 class FileFeed:
-    """The file frames of one link. `_unread` waits to be read; `_reading` is on its way."""
+    """The file frames of one link. `_unread`: reports whose content is still to be read, by path."""
 
     def __init__(self, link: RunnerLink, recorder: Recorder, *, turn_id: Callable[[], str | None]) -> None:
         self._link = link
         self._recorder = recorder
         self._turn_id = turn_id
         self._unread: dict[str, FileReport] = {}
-        self._reading: dict[str, FileReport] = {}
         self._told = asyncio.Event()
         self._fetching = asyncio.Lock()
+
+    def oldest_unread(self) -> int | None:
+        """The smallest journal offset among reports whose content is still to be read, or is being read."""
+        return min((report.offset for report in self._unread.values()), default=None)
 
     def try_again(self) -> None:
         """The runner gives signs of life: what could not be read may be readable now."""
@@ -47,8 +50,7 @@ class FileFeed:
         if report is None:
             _log.warning("file_report_refused", session_id=self._recorder.session_id)
             return
-        self._unread.pop(report.file.path, None)
-        self._reading.pop(report.file.path, None)
+        self._unread.pop(report.file.path, None)  # whatever is being read of it now comes too late
         if report.change == "deleted":
             self._recorder.file_changed(report.file, deleted=True)
         elif report.content is not None:
@@ -73,29 +75,31 @@ class FileFeed:
         """
         async with self._fetching:
             self._told.clear()
-            waiting, self._unread = self._unread, {}
-            try:
-                while waiting:
-                    path = next(iter(waiting))
-                    if await self._bring_in(path, waiting[path]):
-                        del waiting[path]
-                    else:
-                        break
-            finally:
-                self._unread = waiting | self._unread
+            for report in list(self._unread.values()):
+                if self._is_due(report) and not await self._bring_in(report):
+                    return
 
-    async def _bring_in(self, path: str, report: FileReport) -> bool:
-        """Read one file; whether there is no more to be done about this report."""
-        self._reading[path] = report
+    def _is_due(self, report: FileReport) -> bool:
+        """Whether this is still the newest that we know of its file."""
+        return self._unread.get(report.file.path) is report
+
+    async def _bring_in(self, report: FileReport) -> bool:
+        """Read one file; False where nothing can be read at the moment."""
+        path = report.file.path
         try:
             content = await self._link.read_file(path)
         except SandboxFault as fault:
             _log.warning("file_not_read", session_id=self._recorder.session_id, code=fault.code)
-            return fault.code in _REFUSALS
+            if fault.code not in _REFUSALS:
+                return False
+            done = True
         else:
-            if self._reading.get(path) is report:  # else it changed again meanwhile
-                file = file_of(path, content, modified_at=report.file.modified_at)
-                self._recorder.file_changed(file, deleted=False)
-            return True
-        finally:
-            self._reading.pop(path, None)
+            if not self._is_due(report):
+                return True
+            file = file_of(path, content, modified_at=report.file.modified_at)
+            self._recorder.file_changed(file, deleted=False)
+            # Other content than reported: another report follows, or what we read was between two.
+            done = file.sha256 == report.file.sha256
+        if done and self._is_due(report):
+            del self._unread[path]
+        return True

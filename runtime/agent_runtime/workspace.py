@@ -46,12 +46,16 @@ Change: TypeAlias = Literal["created", "modified", "deleted"]
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """One change as a runner told it. `content` None: it must still be read (or is too large: `skipped`)."""
+    """One change as a runner told it, in the frame with this journal `offset`.
+
+    `content` None: it must still be read (or is too large: `skipped`).
+    """
 
     change: Change
     file: WorkspaceFile
     content: bytes | None
     skipped: bool
+    offset: int = 0
 
 
 def shown_path(raw: str) -> str:
@@ -134,8 +138,10 @@ def read_report(frame: Mapping[str, Any]) -> FileReport | None:
     except (ValueError, InvalidRequest):
         return None
     modified_at = datetime.fromtimestamp(mtime, UTC)
+    offset = frame.get("o", 0)
     if content is not None:
-        return FileReport(change, file_of(path, content, modified_at=modified_at), content, skipped=False)
+        file = file_of(path, content, modified_at=modified_at)
+        return FileReport(change, file, content, skipped=False, offset=offset)
     sha256 = frame.get("sha256")
     file = WorkspaceFile(
         path=path,
@@ -144,7 +150,7 @@ def read_report(frame: Mapping[str, Any]) -> FileReport | None:
         modified_at=modified_at,
         mime_type=mimetypes.guess_type(path, strict=False)[0],
     )
-    return FileReport(change, file, None, skipped=frame.get("skipped") is True)
+    return FileReport(change, file, None, skipped=frame.get("skipped") is True, offset=offset)
 
 
 def shown(report: FileReport) -> WorkspaceFile:
