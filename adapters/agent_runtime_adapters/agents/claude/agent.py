@@ -73,9 +73,14 @@ class ClaudeAgent:
         }
         return AgentStart(DRIVER, {name: value for name, value in told.items() if value is not None})
 
-    def translator(self) -> ClaudeTranslator:
-        """A fresh translator for a fresh or re-attached agent process."""
-        return ClaudeTranslator()
+    @property
+    def steers(self) -> bool:
+        """True: a message that comes while a tool runs is read before the next request to the model."""
+        return True
+
+    def translator(self, memory: Mapping[str, Any] | None = None) -> ClaudeTranslator:
+        """A translator for a new agent process, or with its `memory` for one that is attached to again."""
+        return ClaudeTranslator(memory)
 
     def read_transcript(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:
         """The blocks of a stored transcript, in order; see `transcript`."""

@@ -15,6 +15,7 @@ from agent_runtime.blocks import MAIN, AssistantText, BlockState, Thinking, Tool
 from agent_runtime.events import InputDelta, TextDelta
 from agent_runtime.ports import Translated
 from agent_runtime_adapters.agents.claude.lines import MAX_TEXT, Json, count, ident, mapping, text
+from agent_runtime_adapters.agents.claude.memory import Memory, MessageMemory
 from agent_runtime_adapters.agents.claude.writing import Writing
 
 _MAX_OPEN: Final = 20
@@ -56,10 +57,22 @@ class Streams:
     `model` and `context_tokens` are what the newest message told; None before there was one.
     """
 
-    def __init__(self) -> None:
-        self.model: str | None = None
-        self.context_tokens: int | None = None
+    def __init__(self, memory: Memory) -> None:
+        self.model = memory.model
+        self.context_tokens = memory.context_tokens
         self._message: _Message | None = None
+        if (kept := memory.message) is not None:
+            self._message = _Message(kept.message_id, kept.model, last=kept.last)
+
+    def memory(self) -> MessageMemory | None:
+        """The message that is being streamed, between two of its blocks; None where there is none.
+
+        One with an open block is not told of: whoever goes on takes it up as far as it shows itself.
+        """
+        message = self._message
+        if message is None or message.open:
+            return None
+        return MessageMemory(message_id=message.message_id, model=message.model, last=message.last)
 
     def delta(self, line: Json, event: Json, turn_id: str | None) -> Translated | None:
         """A piece of a block: the hot path, some hundred times for every other line."""

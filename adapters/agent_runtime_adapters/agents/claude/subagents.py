@@ -7,22 +7,20 @@ outlives the turn; how it ended comes as an update. Its own blocks are `translat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_runtime.blocks import MAIN, Subagent, SubagentStatus, UserMessage
 from agent_runtime_adapters.agents.claude.lines import Json, count, ident, mapping, text
+from agent_runtime_adapters.agents.claude.memory import MAX_CHILDREN, MAX_REPORT, ChildMemory, Memory
 from agent_runtime_adapters.agents.claude.writing import Writing
 
 TOOL_NAMES: Final = frozenset({"Agent", "Task"})
 """The tools that start a child."""
-_MAX_CHILDREN: Final = 200
-"""Children that are remembered; the oldest is forgotten first."""
-_MAX_REPORT: Final = 1 << 16
-"""Characters of what a child reports at its end."""
-_MAX_COMPARED: Final = 4096
-"""Characters by which a prompt is known again."""
+_MAX_SAID: Final = 1 << 15
+"""Characters of all that running children said last; whoever spoke longest ago is forgotten first."""
 _ENDS: Final[Mapping[object, SubagentStatus]] = {
     "completed": SubagentStatus.SUCCESS,
     "failed": SubagentStatus.ERROR,
@@ -33,20 +31,40 @@ _ENDS: Final[Mapping[object, SubagentStatus]] = {
 
 @dataclass(slots=True)
 class _Child:
-    """`said` is the last text of the child, its report when it ends; `prompt` how its prompt begins."""
+    """`said` is the last text of the child, its report when it ends; `prompt` is a digest."""
 
-    block_id: str
+    agent_id: str
+    tool_use_id: str | None
     parent: str
     prompt: str
     said: str = ""
 
+    @property
+    def block_id(self) -> str:
+        return f"{self.tool_use_id or self.agent_id}:subagent"
+
 
 class Subagents:
-    """The children that this process told of."""
+    """The children that this process told of; those that spoke last come last."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory) -> None:
         self._children: dict[str, _Child] = {}
         self._by_tool: dict[str, str] = {}
+        for kept in memory.children:
+            self._remember(_Child(kept.agent_id, kept.tool_use_id, kept.parent, kept.prompt, kept.said))
+
+    def memory(self) -> list[ChildMemory]:
+        """All that is known of them."""
+        return [
+            ChildMemory(
+                agent_id=child.agent_id,
+                tool_use_id=child.tool_use_id,
+                parent=child.parent,
+                prompt=child.prompt,
+                said=child.said,
+            )
+            for child in self._children.values()
+        ]
 
     def conversation(self, line: Json) -> str | None:
         """The conversation that a line belongs to; None for a line that names none that can be."""
@@ -66,25 +84,29 @@ class Subagents:
             writing.update(known.block_id, known.parent, {"status": SubagentStatus.RUNNING.value})
             return
         prompt = text(line.get("prompt"))
-        child = _Child(
-            block_id=f"{tool_use_id or agent_id}:subagent",
-            parent=ident(line.get("parent_task_id")) or MAIN,
-            prompt=prompt[:_MAX_COMPARED],
-        )
-        self._remember(agent_id, tool_use_id, child)
-        writing.whole(_block(agent_id, tool_use_id, child, line, writing))
+        parent = ident(line.get("parent_task_id")) or MAIN
+        child = _Child(agent_id, tool_use_id, parent, prompt=_digest(prompt))
+        self._remember(child)
+        writing.whole(_block(child, line, writing))
         if prompt:
             writing.whole(_prompt(agent_id, prompt, writing))
 
     def said(self, conversation_id: str, content: str) -> None:
         """Remember the newest text of a child; it is the report when the child ends."""
-        if (child := self._children.get(conversation_id)) is not None:
-            child.said = content[:_MAX_REPORT]
+        if (child := self._children.pop(conversation_id, None)) is None:
+            return
+        child.said = content[:MAX_REPORT]
+        self._children[conversation_id] = child
+        kept = 0
+        for child in reversed(self._children.values()):
+            kept += len(child.said)
+            if kept > _MAX_SAID:
+                child.said = ""
 
     def is_prompt(self, conversation_id: str, content: str) -> bool:
         """Whether a text that was sent to the child is the prompt that is shown already."""
         child = self._children.get(conversation_id)
-        return child is not None and child.prompt == content[:_MAX_COMPARED]
+        return child is not None and child.prompt == _digest(content)
 
     def ended(self, line: Json, writing: Writing) -> None:
         """A child rests: what became of it, and its report."""
@@ -93,35 +115,40 @@ class Subagents:
         if child is None or status is None:
             return
         updates: dict[str, Any] = {"status": status.value}
-        report = child.said or text(line.get("summary"))[:_MAX_REPORT]
+        report = child.said or text(line.get("summary"))[:MAX_REPORT]
+        child.said = ""
         if status is SubagentStatus.SUCCESS and report:
             updates["output"] = report
         if (spent := count(mapping(line.get("usage")).get("duration_ms"))) is not None:
             updates["durationMs"] = spent
         writing.update(child.block_id, child.parent, updates)
 
-    def _remember(self, agent_id: str, tool_use_id: str | None, child: _Child) -> None:
-        while len(self._children) >= _MAX_CHILDREN:
-            del self._children[next(iter(self._children))]
-        while len(self._by_tool) >= _MAX_CHILDREN:
-            del self._by_tool[next(iter(self._by_tool))]
-        self._children[agent_id] = child
-        if tool_use_id is not None:
-            self._by_tool[tool_use_id] = agent_id
+    def _remember(self, child: _Child) -> None:
+        while len(self._children) >= MAX_CHILDREN:
+            forgotten = self._children.pop(next(iter(self._children)))
+            if self._by_tool.get(forgotten.tool_use_id or "") == forgotten.agent_id:
+                del self._by_tool[forgotten.tool_use_id or ""]
+        self._children[child.agent_id] = child
+        if child.tool_use_id is not None:
+            self._by_tool[child.tool_use_id] = child.agent_id
 
 
-def _block(agent_id: str, tool_use_id: str | None, child: _Child, line: Json, writing: Writing) -> Subagent:
+def _digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+def _block(child: _Child, line: Json, writing: Writing) -> Subagent:
     asked = {"description": text(line.get("description")), "prompt": text(line.get("prompt"))}
     return Subagent(
         id=child.block_id,
         conversation_id=child.parent,
         turn_id=writing.turn_id,
         timestamp=writing.at,
-        subagent_id=agent_id,
+        subagent_id=child.agent_id,
         name=ident(line.get("subagent_type")),
         input={name: value for name, value in asked.items() if value},
         status=SubagentStatus.RUNNING,
-        tool_use_id=tool_use_id,
+        tool_use_id=child.tool_use_id,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from agent_runtime.blocks import (
     MAIN,
@@ -21,7 +21,6 @@ from agent_runtime.blocks import (
     UserMessage,
 )
 from agent_runtime.ports import AgentIdentity, AgentTurnBegan, Translated
-from agent_runtime.records import TurnError
 from agent_runtime_adapters.agents.claude import notices
 from agent_runtime_adapters.agents.claude.lines import (
     Json,
@@ -32,25 +31,46 @@ from agent_runtime_adapters.agents.claude.lines import (
     objects,
     text,
 )
+from agent_runtime_adapters.agents.claude.memory import (
+    MAX_CONVERSATIONS,
+    MAX_ERROR,
+    CountMemory,
+    Memory,
+    read,
+)
 from agent_runtime_adapters.agents.claude.outcomes import model_error, totals, turn_ended
 from agent_runtime_adapters.agents.claude.streams import Streamed, Streams
 from agent_runtime_adapters.agents.claude.subagents import Subagents
 from agent_runtime_adapters.agents.claude.tools import tool_result, tool_use
 from agent_runtime_adapters.agents.claude.writing import Writing
 
-_MAX_CONVERSATIONS: Final = 1000
-"""Conversations whose blocks are counted; a real session has a handful."""
-
 
 class ClaudeTranslator:
     """Reads one agent process's lines in order; see `ports.Translator` for the law it keeps."""
 
-    def __init__(self) -> None:
-        self._streams = Streams()
-        self._subagents = Subagents()
-        self._session_id: str | None = None
-        self._error: TurnError | None = None
-        self._counted: dict[str, tuple[str, int]] = {}
+    def __init__(self, memory: Mapping[str, Any] | None = None) -> None:
+        known = read(memory)
+        self._streams = Streams(known)
+        self._subagents = Subagents(known)
+        self._session_id = known.session_id
+        self._error = known.error
+        self._counted = {kept.conversation_id: (kept.message_id, kept.blocks) for kept in known.counted}
+
+    def memory(self) -> dict[str, Any]:
+        """What is known between two blocks: plain JSON of some KiB, for another translator to go on with."""
+        counted = [
+            CountMemory(conversation_id=conversation_id, message_id=message_id, blocks=blocks)
+            for conversation_id, (message_id, blocks) in self._counted.items()
+        ]
+        return Memory(
+            session_id=self._session_id,
+            error=self._error,
+            model=self._streams.model,
+            context_tokens=self._streams.context_tokens,
+            message=self._streams.memory(),
+            counted=counted,
+            children=self._subagents.memory(),
+        ).to_json()
 
     def translate(
         self, line: Mapping[str, Any], *, turn_id: str | None, at: datetime
@@ -164,10 +184,11 @@ class ClaudeTranslator:
         if conversation_id == MAIN and (taken := self._streams.take(message_id, content)) is not None:
             return taken
         told = count(line.get("api_block_index"))
-        counted = self._counted.get(conversation_id, ("", 0))
+        counted = self._counted.pop(conversation_id, ("", 0))
         index = counted[1] if counted[0] == message_id else 0
-        if len(self._counted) < _MAX_CONVERSATIONS or conversation_id in self._counted:
-            self._counted[conversation_id] = (message_id, index + 1)
+        while len(self._counted) >= MAX_CONVERSATIONS:
+            del self._counted[next(iter(self._counted))]
+        self._counted[conversation_id] = (message_id, index + 1)
         return (index if told is None else told), None
 
     def _user(self, line: Json, writing: Writing) -> None:
@@ -234,7 +255,7 @@ class ClaudeTranslator:
     def _failed(self, line: Json, message: Json, conversation_id: str, writing: Writing) -> None:
         """The agent speaks for the model's API: an error."""
         said = "\n".join(text(content.get("text")) for content in objects(message.get("content"))).strip()
-        error = model_error(line, said, message.get("stop_reason"))
+        error = model_error(line, said[:MAX_ERROR], message.get("stop_reason"))
         if conversation_id == MAIN:
             self._error = error
         if (uuid := ident(line.get("uuid"))) is not None:
