@@ -10,20 +10,39 @@ Without turns left, a message is echoed. A message's text may instead be an orde
     hang                work until interrupted
     exit CODE           die
     recall              a result that tells how much transcript it was started with
+    play PIECE          a JSON object, see below
 
 Every played message ends with `{"type": "result", "message": uuid, "interrupted": bool}`, except
-one from `turns`, which ends as its lines do.
+one from `turns` and a piece, which end as their lines do.
+
+A piece is `{"steps": [...], "end": line, "interrupted": line}`: the steps, then the one line or the
+other. Each step is one of
+
+    {"line": {...}}                          say it
+    {"pause": SECONDS}                       cut short by an interrupt
+    {"write": PATH, "text": TEXT}            a file of the workspace
+    {"remember": [entry, ...]}               transcript entries under `main`
+    {"hang": true}                           work until interrupted
+    {"exit": CODE}                           die
+
+with every string "$MESSAGE" replaced by the message's uuid, "$AGENT" by a name that this agent's
+process keeps, and "$PLACE" in an entry by its place in the transcript.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import uuid
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
 
 _UUID_MARK: Final = "$MESSAGE"
+_NAME_MARK: Final = "$AGENT"
+_PLACE_MARK: Final = "$PLACE"
 
 
 class ScriptedDriver:
@@ -31,12 +50,16 @@ class ScriptedDriver:
 
     def __init__(self, output: Output, places: Places) -> None:
         self._output = output
+        self._workspace = places.workspace
         self._info = {"workspace": str(places.workspace)}
+        self._name = uuid.uuid4().hex
         self._inbox: asyncio.Queue[tuple[str, str] | AgentEnd] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._options: dict[str, Any] = {}
         self._turns: list[list[dict[str, Any]]] = []
         self._recalled = 0
+        self._remembered = 0
+        self._is_busy = False
 
     async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
         """Nothing is started. An option `failToStart` is the message of a failure."""
@@ -45,6 +68,7 @@ class ScriptedDriver:
         self._options = dict(options)
         self._turns = list(options.get("turns", ()))
         self._recalled = sum(len(entries) for entries in transcript.values())
+        self._remembered = len(transcript.get("main", ()))
         return self._info
 
     async def run(self) -> AgentEnd:
@@ -53,8 +77,10 @@ class ScriptedDriver:
             order = await self._inbox.get()
             if isinstance(order, AgentEnd):
                 return order
-            self._stop.clear()
+            self._is_busy = True
             end = await self._play(*order)
+            self._is_busy = False
+            self._stop.clear()
             if end is not None:
                 return end
 
@@ -63,8 +89,9 @@ class ScriptedDriver:
         self._inbox.put_nowait((uuid, content if isinstance(content, str) else "parts"))
 
     async def interrupt(self) -> None:
-        """Stop the message that is being played."""
-        self._stop.set()
+        """Stop the message that is being played, or comes next; without one there is nothing to stop."""
+        if self._is_busy or not self._inbox.empty():
+            self._stop.set()
 
     async def configure(self, options: Mapping[str, Any]) -> None:
         """Take over `linesPerSecond`."""
@@ -102,8 +129,10 @@ class ScriptedDriver:
                 await self._stop.wait()
             case "recall":
                 result["recalled"] = self._recalled
+            case "play":
+                return await self._perform(uuid, json.loads(rest))
             case _ if self._turns:
-                await self._hand_on([_with_uuid(line, uuid) for line in self._turns.pop(0)])
+                await self._hand_on([_filled(line, {_UUID_MARK: uuid}) for line in self._turns.pop(0)])
                 return None
             case _:
                 await self._output.line({"type": "echo", "text": text})
@@ -118,12 +147,41 @@ class ScriptedDriver:
             rate = self._options.get("linesPerSecond", 0)
             await asyncio.sleep(1 / rate if rate else 0)
 
+    async def _perform(self, message: str, piece: dict[str, Any]) -> AgentEnd | None:
+        marks: dict[str, Any] = {_UUID_MARK: message, _NAME_MARK: self._name}
+        for step in piece["steps"]:
+            if self._stop.is_set():
+                break
+            if "exit" in step:
+                return AgentEnd(int(step["exit"]))
+            await self._step(step, marks)
+        last = piece["interrupted" if self._stop.is_set() else "end"]
+        await self._output.line(_filled(last, marks))
+        return None
 
-def _with_uuid(value: Any, uuid: str) -> Any:
-    if value == _UUID_MARK:
-        return uuid
+    async def _step(self, step: dict[str, Any], marks: dict[str, Any]) -> None:
+        match step:
+            case {"line": line}:
+                await self._output.line(_filled(line, marks))
+            case {"pause": seconds}:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), seconds)
+            case {"write": path, "text": text}:
+                (self._workspace / path).write_text(text, encoding="utf-8")
+            case {"remember": entries}:
+                first, self._remembered = self._remembered, self._remembered + len(entries)
+                places = enumerate(entries, first)
+                told = [_filled(entry, marks | {_PLACE_MARK: place}) for place, entry in places]
+                self._output.transcript("main", told)
+            case {"hang": True}:
+                await self._stop.wait()
+
+
+def _filled(value: Any, marks: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        return marks.get(value, value)
     if isinstance(value, dict):
-        return {key: _with_uuid(item, uuid) for key, item in value.items()}
+        return {key: _filled(item, marks) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_uuid(item, uuid) for item in value]
+        return [_filled(item, marks) for item in value]
     return value
