@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agent_runtime.blocks import BLOCK
-from agent_runtime.errors import Conflict, NotFound
+from agent_runtime.errors import Conflict
 from agent_runtime.ports import BlockPage, SessionPage, StoredBlock
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
@@ -29,10 +29,21 @@ from agent_runtime_adapters.persistence.json_rows import (
     decode_object,
     encode,
     encode_object,
-    without_content,
 )
 from agent_runtime_adapters.persistence.paging import LARGEST, bounded, from_cursor, session_key, to_cursor
 from agent_runtime_adapters.persistence.sqlite_database import open_connections, translating
+from agent_runtime_adapters.persistence.sqlite_rows import (
+    as_bytes,
+    as_text,
+    facts_and_content,
+    from_text,
+    put_blocks,
+    put_record,
+    put_turn,
+    sandbox_id,
+    session_number,
+    unfinished_records,
+)
 from agent_runtime_adapters.persistence.sqlite_threads import GroupWriter, Job, Readers, closed
 
 T = TypeVar("T")
@@ -75,9 +86,15 @@ class SqlitePersistence:
 
         def job(db: sqlite3.Connection) -> None:
             made = db.execute(
-                "INSERT INTO sessions (session_id, owner, created_us, record) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (session_id) DO NOTHING",
-                (_text(record.session_id), _text(record.owner), session_key(record)[0], encode(record)),
+                "INSERT INTO sessions (session_id, owner, created_us, record, sandbox_id)"
+                " VALUES (?, ?, ?, ?, ?) ON CONFLICT (session_id) DO NOTHING",
+                (
+                    as_text(record.session_id),
+                    as_text(record.owner),
+                    session_key(record)[0],
+                    encode(record),
+                    sandbox_id(record),
+                ),
             )
             if made.rowcount != 1:
                 raise Conflict(
@@ -91,7 +108,7 @@ class SqlitePersistence:
 
         def job(db: sqlite3.Connection) -> SessionRecord | None:
             row = db.execute(
-                "SELECT record FROM sessions WHERE session_id = ?", (_text(session_id),)
+                "SELECT record FROM sessions WHERE session_id = ?", (as_text(session_id),)
             ).fetchone()
             return row and decode(SESSION, row[0])
 
@@ -101,12 +118,7 @@ class SqlitePersistence:
         """Replace the record of an existing session. Raises `NotFound` (`session_not_found`)."""
 
         def job(db: sqlite3.Connection) -> None:
-            changed = db.execute(
-                "UPDATE sessions SET owner = ?, created_us = ?, record = ? WHERE session_id = ?",
-                (_text(record.owner), session_key(record)[0], encode(record), _text(record.session_id)),
-            )
-            if changed.rowcount != 1:
-                raise NotFound.session(record.session_id)
+            put_record(db, record)
 
         await self._write(job)
 
@@ -114,7 +126,7 @@ class SqlitePersistence:
         """Remove the session; the tables' own rules remove what belongs to it."""
 
         def job(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM sessions WHERE session_id = ?", (_text(session_id),))
+            db.execute("DELETE FROM sessions WHERE session_id = ?", (as_text(session_id),))
 
         await self._write(job)
 
@@ -127,7 +139,7 @@ class SqlitePersistence:
             rows = db.execute(
                 "SELECT record FROM sessions WHERE owner = ? AND (created_us, session_id) < (?, ?)"
                 " ORDER BY created_us DESC, session_id DESC LIMIT ?",
-                (_text(owner), at, _text(last_id), wanted + 1),
+                (as_text(owner), at, as_text(last_id), wanted + 1),
             )
             return tuple(decode(SESSION, text) for (text,) in rows)
 
@@ -136,11 +148,15 @@ class SqlitePersistence:
         more = bool(page) and len(found) > wanted
         return SessionPage(page, to_cursor(session_key(page[-1])) if more else None)
 
+    async def unfinished_sessions(self) -> tuple[SessionRecord, ...]:
+        """Sessions with a sandbox in their record, or with a turn that is queued or running."""
+        return await self._read(lambda db: tuple(unfinished_records(db)))
+
     async def save_blocks(self, session_id: str, blocks: Sequence[StoredBlock]) -> None:
         """Upsert blocks by id; each keeps its first index. Raises `NotFound` (`session_not_found`)."""
 
         def job(db: sqlite3.Connection) -> None:
-            _put_blocks(db, _number(db, session_id), blocks)
+            put_blocks(db, session_number(db, session_id), blocks)
 
         await self._write(job)
 
@@ -150,7 +166,7 @@ class SqlitePersistence:
         """The newest `limit` blocks below `before`, oldest first."""
         wanted = bounded(limit)
         below = LARGEST if before is None else bounded(before)
-        conversation = None if conversation_id is None else _text(conversation_id)
+        conversation = None if conversation_id is None else as_text(conversation_id)
 
         def job(db: sqlite3.Connection) -> tuple[StoredBlock, ...]:
             rows = db.execute(
@@ -158,7 +174,7 @@ class SqlitePersistence:
                 " WHERE session = (SELECT number FROM sessions WHERE session_id = ?1)"
                 " AND block_index < ?2 AND (?3 IS NULL OR conversation_id = ?3)"
                 " ORDER BY block_index DESC LIMIT ?4",
-                (_text(session_id), below, conversation, wanted + 1),
+                (as_text(session_id), below, conversation, wanted + 1),
             )
             return tuple(StoredBlock(index, decode(BLOCK, text)) for index, text in rows)
 
@@ -172,25 +188,28 @@ class SqlitePersistence:
             row = db.execute(
                 "SELECT block_index FROM blocks"
                 " WHERE session = (SELECT number FROM sessions WHERE session_id = ?) AND block_id = ?",
-                (_text(session_id), _text(block_id)),
+                (as_text(session_id), as_text(block_id)),
             ).fetchone()
             return row and int(row[0])
 
         return await self._read(job)
 
-    async def save_turn(self, session_id: str, turn: Turn, blocks: Sequence[StoredBlock] = ()) -> None:
-        """Upsert a turn and blocks in one atomic step. Raises `NotFound` (`session_not_found`)."""
+    async def save_turn(
+        self,
+        session_id: str,
+        turn: Turn,
+        blocks: Sequence[StoredBlock] = (),
+        *,
+        record: SessionRecord | None = None,
+    ) -> None:
+        """Upsert a turn, blocks and the record in one step. Raises `NotFound` (`session_not_found`)."""
 
         def job(db: sqlite3.Connection) -> None:
-            number = _number(db, session_id)
-            message_id = None if turn.message_id is None else _text(turn.message_id)
-            db.execute(
-                "INSERT INTO turns (session, turn_index, turn_id, message_id, turn) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (session, turn_id) DO UPDATE SET"
-                " turn_index = excluded.turn_index, message_id = excluded.message_id, turn = excluded.turn",
-                (number, turn.index, _text(turn.turn_id), message_id, encode(turn)),
-            )
-            _put_blocks(db, number, blocks)
+            number = session_number(db, session_id)
+            put_turn(db, number, turn)
+            put_blocks(db, number, blocks)
+            if record is not None:
+                put_record(db, record)
 
         await self._write(job)
 
@@ -202,7 +221,7 @@ class SqlitePersistence:
             rows = db.execute(
                 "SELECT turn FROM turns WHERE session = (SELECT number FROM sessions WHERE session_id = ?)"
                 " AND turn_index < ? ORDER BY turn_index DESC LIMIT ?",
-                (_text(session_id), below, bounded(limit)),
+                (as_text(session_id), below, bounded(limit)),
             )
             return tuple(decode(TURN, text) for (text,) in rows)[::-1]
 
@@ -215,7 +234,7 @@ class SqlitePersistence:
             row = db.execute(
                 "SELECT turn FROM turns WHERE session = (SELECT number FROM sessions WHERE session_id = ?)"
                 " AND message_id = ? ORDER BY turn_index LIMIT 1",
-                (_text(session_id), _text(message_id)),
+                (as_text(session_id), as_text(message_id)),
             ).fetchone()
             return row and decode(TURN, row[0])
 
@@ -227,12 +246,12 @@ class SqlitePersistence:
         """Append entries; places that exist are left alone. Raises `NotFound` (`session_not_found`)."""
 
         def job(db: sqlite3.Connection) -> None:
-            number = _number(db, session_id)
+            number = session_number(db, session_id)
             db.executemany(
                 "INSERT INTO transcript (session, key, place, entry) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (session, key, place) DO NOTHING",
                 (
-                    (number, _text(key), place, encode_object(entry))
+                    (number, as_text(key), place, encode_object(entry))
                     for place, entry in enumerate(entries, offset)
                 ),
             )
@@ -247,9 +266,9 @@ class SqlitePersistence:
             for key, entry in db.execute(
                 "SELECT key, entry FROM transcript"
                 " WHERE session = (SELECT number FROM sessions WHERE session_id = ?) ORDER BY key, place",
-                (_text(session_id),),
+                (as_text(session_id),),
             ):
-                transcript.setdefault(_untext(key), []).append(decode_object(entry))
+                transcript.setdefault(from_text(key), []).append(decode_object(entry))
             return transcript
 
         return await self._read(job)
@@ -258,12 +277,12 @@ class SqlitePersistence:
         """Upsert workspace files by path. Raises `NotFound` (`session_not_found`)."""
 
         def job(db: sqlite3.Connection) -> None:
-            number = _number(db, session_id)
+            number = session_number(db, session_id)
             db.executemany(
                 "INSERT INTO files (session, path, facts, content) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (session, path) DO UPDATE SET"
                 " facts = excluded.facts, content = excluded.content",
-                ((number, _bytes(file.path), *_facts_and_content(file)) for file in files),
+                ((number, as_bytes(file.path), *facts_and_content(file)) for file in files),
             )
 
         await self._write(job)
@@ -275,7 +294,7 @@ class SqlitePersistence:
             db.executemany(
                 "DELETE FROM files WHERE session = (SELECT number FROM sessions WHERE session_id = ?)"
                 " AND path = ?",
-                ((_text(session_id), _bytes(path)) for path in paths),
+                ((as_text(session_id), as_bytes(path)) for path in paths),
             )
 
         await self._write(job)
@@ -287,7 +306,7 @@ class SqlitePersistence:
             rows = db.execute(
                 "SELECT facts FROM files WHERE session = (SELECT number FROM sessions WHERE session_id = ?)"
                 " ORDER BY path",
-                (_text(session_id),),
+                (as_text(session_id),),
             )
             return tuple(decode(FILE, facts) for (facts,) in rows)
 
@@ -300,13 +319,13 @@ class SqlitePersistence:
             row = db.execute(
                 "SELECT facts, content FROM files"
                 " WHERE session = (SELECT number FROM sessions WHERE session_id = ?) AND path = ?",
-                (_text(session_id), _bytes(path)),
+                (as_text(session_id), as_bytes(path)),
             ).fetchone()
             if row is None:
                 return None
             facts, content = row
             file = decode(FILE, facts)
-            return file if content is None else file.model_copy(update={"content": _untext(content)})
+            return file if content is None else file.model_copy(update={"content": from_text(content)})
 
         return await self._read(job)
 
@@ -317,7 +336,7 @@ class SqlitePersistence:
             db.execute(
                 "INSERT INTO profiles (profile_id, profile) VALUES (?, ?)"
                 " ON CONFLICT (profile_id) DO UPDATE SET profile = excluded.profile",
-                (_text(profile.profile_id), encode(profile)),
+                (as_text(profile.profile_id), encode(profile)),
             )
 
         await self._write(job)
@@ -336,7 +355,7 @@ class SqlitePersistence:
 
         def job(db: sqlite3.Connection) -> AgentProfile | None:
             row = db.execute(
-                "SELECT profile FROM profiles WHERE profile_id = ?", (_text(profile_id),)
+                "SELECT profile FROM profiles WHERE profile_id = ?", (as_text(profile_id),)
             ).fetchone()
             return row and decode(PROFILE, row[0])
 
@@ -351,49 +370,3 @@ class SqlitePersistence:
         if self._readers is None:
             raise closed()
         return await self._readers.read(job)
-
-
-def _number(db: sqlite3.Connection, session_id: str) -> int:
-    row = db.execute("SELECT number FROM sessions WHERE session_id = ?", (_text(session_id),)).fetchone()
-    if row is None:
-        raise NotFound.session(session_id)
-    return int(row[0])
-
-
-def _put_blocks(db: sqlite3.Connection, number: int, blocks: Iterable[StoredBlock]) -> None:
-    db.executemany(
-        "INSERT INTO blocks (session, block_index, block_id, conversation_id, block) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (session, block_id) DO UPDATE SET"
-        " conversation_id = excluded.conversation_id, block = excluded.block",
-        (
-            (
-                number,
-                stored.index,
-                _text(stored.block.id),
-                _text(stored.block.conversation_id),
-                encode(stored.block),
-            )
-            for stored in blocks
-        ),
-    )
-
-
-def _facts_and_content(file: WorkspaceFile) -> tuple[str, bytes | None]:
-    return encode(without_content(file)), None if file.content is None else _bytes(file.content)
-
-
-def _text(text: str) -> str | bytes:
-    """What SQLite can bind: it takes no lone surrogates in text, so such a name is kept as bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _bytes(text)
-    return text
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _untext(stored: str | bytes) -> str:
-    return stored.decode("utf-8", "surrogatepass") if isinstance(stored, bytes) else stored

@@ -205,7 +205,7 @@ def _folder(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_newer, "schema 999, but this version of agent-runtime knows only up to 1: use a newer"),
+        (_newer, r"schema 999, but this version of agent-runtime knows only up to \d+: use a newer"),
         (_foreign, "belongs to another application"),
         (_nonsense, "not a database"),
         (_damaged, "damaged"),
