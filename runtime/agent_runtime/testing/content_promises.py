@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import timedelta
+from typing import Any
 
+from agent_runtime.errors import RuntimeFault
 from agent_runtime.ports import PersistenceAdapter, StoredBlock
 from agent_runtime.records import TurnStatus
 from agent_runtime.testing import samples
@@ -76,6 +79,73 @@ class TurnPromises(Promises):
             both.create_task(look())
 
     @story
+    async def test_a_turn_is_saved_together_with_the_record(self, store: PersistenceAdapter) -> None:
+        """And with its blocks; repeating it changes nothing; without a record that stays as it is."""
+        await store.create_session(samples.full_session(SID))
+        block = StoredBlock(0, samples.text())
+        record = samples.session(SID, owner="bob", name="new", created_at=samples.NOON + timedelta(hours=1))
+        for _ in range(2):
+            await store.save_turn(SID, samples.turn(), [block], record=record)
+            assert await store.load_session(SID) == record
+            assert await store.load_turns(SID, limit=9) == (samples.turn(),)
+            assert (await store.load_blocks(SID, limit=9)).blocks == (block,)
+        assert (await store.list_sessions("ada", limit=9)).sessions == ()
+        assert (await store.list_sessions("bob", limit=9)).sessions == (record,)
+        await store.save_turn(SID, samples.full_turn(), [block])
+        assert await store.load_session(SID) == record
+        assert await store.load_turns(SID, limit=9) == (samples.full_turn(),)
+
+    @story
+    async def test_a_turn_and_the_record_are_never_seen_apart(self, store: PersistenceAdapter) -> None:
+        """Whoever reads the turn reads a record that is as new, and blocks; not half of a step ever."""
+        await store.create_session(samples.session(SID))
+        count = 30
+
+        async def save() -> None:
+            for index in range(count):
+                record = samples.session(SID, name=str(index))
+                block = StoredBlock(index, samples.text(f"turn-{index}"))
+                await store.save_turn(SID, samples.turn(index), [block], record=record)
+
+        async def look() -> None:
+            last = -1
+            while last < count - 1:
+                before = await _name(store)
+                turns = await store.load_turns(SID, limit=1)
+                last = turns[-1].index if turns else -1
+                assert before <= last, "the record was there before its turn"
+                assert last <= await _name(store), "the turn was there before its record"
+                assert last < 0 or await store.block_index(SID, f"turn-{last}") == last
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as both:
+            both.create_task(save())
+            both.create_task(look())
+
+    @story
+    async def test_a_step_of_which_a_part_cannot_be_stored_is_not_stored_at_all(
+        self, store: PersistenceAdapter
+    ) -> None:
+        """Whichever part it is: turn, blocks and record stay as they were."""
+        endless: dict[str, Any] = {}
+        endless["again"] = endless
+        await store.create_session(samples.session(SID))
+        await store.save_turn(SID, samples.turn(), [StoredBlock(0, samples.text())])
+        good, bad = samples.session(SID, name="new"), samples.session(SID, metadata=endless)
+        turn, block = samples.full_turn(), StoredBlock(0, samples.text(content="new"))
+        odd = StoredBlock(1, samples.tool_use(endless))
+        for blocks, record in (([block], bad), ([block, odd], good), ([odd, block], None)):
+            try:
+                await store.save_turn(SID, turn, blocks, record=record)
+            except RuntimeFault:
+                pass  # which one is the store's own word
+            else:
+                raise AssertionError("a value that holds itself was stored")
+            assert await store.load_session(SID) == samples.session(SID)
+            assert await store.load_turns(SID, limit=9) == (samples.turn(),)
+            assert (await store.load_blocks(SID, limit=9)).blocks == (StoredBlock(0, samples.text()),)
+
+    @story
     async def test_a_caller_that_is_cancelled_leaves_a_whole_step_or_none(
         self, store: PersistenceAdapter
     ) -> None:
@@ -84,7 +154,10 @@ class TurnPromises(Promises):
         for index in range(20):
             block = StoredBlock(index, samples.text(f"turn-{index}"))
             async with asyncio.TaskGroup() as group:
-                saving = group.create_task(store.save_turn(SID, samples.turn(index), [block]))
+                step = store.save_turn(
+                    SID, samples.turn(index), [block], record=samples.session(SID, name=str(index))
+                )
+                saving = group.create_task(step)
                 for _ in range(index % 5):
                     await asyncio.sleep(0)
                 saving.cancel()
@@ -93,6 +166,14 @@ class TurnPromises(Promises):
         for index in range(20):
             saved = await store.block_index(SID, f"turn-{index}")
             assert (saved == index) == (index in turns), f"half of step {index} was saved"
+        assert await _name(store) == max(turns - {99}, default=-1)
+
+
+async def _name(store: PersistenceAdapter) -> int:
+    """The number that the session was last named with; -1 before the first."""
+    record = await store.load_session(SID)
+    assert record is not None
+    return int(record.name or -1)
 
 
 class TranscriptPromises(Promises):

@@ -24,11 +24,13 @@ from agent_runtime.ports import PersistenceAdapter, SessionPage
 from agent_runtime.profile import AgentProfile
 from agent_runtime.testing import samples
 from agent_runtime.testing.content_promises import FilePromises, TranscriptPromises, TurnPromises
-from agent_runtime.testing.session_promises import SID, BlockPromises, SessionPromises
+from agent_runtime.testing.session_promises import SID, BlockPromises, SessionPromises, UnfinishedPromises
 from agent_runtime.testing.stories import refused, story
 
 
-class PersistenceContract(SessionPromises, BlockPromises, TurnPromises, TranscriptPromises, FilePromises):
+class PersistenceContract(
+    SessionPromises, UnfinishedPromises, BlockPromises, TurnPromises, TranscriptPromises, FilePromises
+):
     """The promises of `ports.PersistenceAdapter`; those that concern all of it are here."""
 
     async def keep_profile(self, store: PersistenceAdapter, profile: AgentProfile) -> bool:
@@ -51,10 +53,13 @@ class PersistenceContract(SessionPromises, BlockPromises, TurnPromises, Transcri
         await refused(store.update_session(samples.session(SID)), NotFound, code)
         await refused(store.save_blocks(SID, samples.stored(samples.text())), NotFound, code)
         await refused(store.save_turn(SID, samples.turn(), samples.stored(samples.text())), NotFound, code)
+        with_record = store.save_turn(SID, samples.turn(), record=samples.session(SID))
+        await refused(with_record, NotFound, code)
         await refused(store.append_transcript(SID, "main", 0, [{"a": 1}]), NotFound, code)
         await refused(store.save_files(SID, [samples.file()]), NotFound, code)
         await store.delete_files(SID, ["a.txt"])
         await _check_empty(store, SID)
+        assert await store.unfinished_sessions() == ()
         await store.create_session(samples.session(SID))
         assert (await store.load_blocks(SID, limit=10)).blocks == ()
 

@@ -30,7 +30,16 @@ from agent_runtime.blocks import (
 )
 from agent_runtime.ports import StoredBlock
 from agent_runtime.profile import AgentProfile, SubagentProfile
-from agent_runtime.records import SandboxRef, SessionRecord, Turn, TurnError, TurnStatus, Usage, WorkspaceFile
+from agent_runtime.records import (
+    Checkpoint,
+    SandboxRef,
+    SessionRecord,
+    Turn,
+    TurnError,
+    TurnStatus,
+    Usage,
+    WorkspaceFile,
+)
 
 NOON: Final = datetime(2025, 3, 1, 12, 0, 0, 123000, tzinfo=UTC)
 ODD_TEXT: Final = "naïve 日本語 🦊 \"quoted\" 'single' \\ % _ \t\r\n\u2028 \x00 \x7f \ud83e"
@@ -86,6 +95,10 @@ def full_session(session_id: str = "session-1") -> SessionRecord:
         sandbox=SandboxRef(
             sandbox_id="sb", provider="local", isolation="bubblewrap", started_at=NOON, data=OPAQUE
         ),
+        checkpoint=Checkpoint(
+            offset=2**40, transcript={"main": 3, "subagents/x": 0}, next_index=12, translator=OPAQUE
+        ),
+        untold=ODD_TEXT,
         last_sandbox_id="sb-0",
         restart_count=3,
         usage=Usage(input_tokens=1, output_tokens=2, cache_read_tokens=0, cache_write_tokens=4),
@@ -98,6 +111,13 @@ def full_session(session_id: str = "session-1") -> SessionRecord:
 def text(block_id: str = "b1", content: str = "hello", **changes: Any) -> AssistantText:
     """A plain block."""
     return AssistantText(id=block_id, timestamp=NOON, content=content).model_copy(update=changes)
+
+
+def tool_use(given: dict[str, Any], block_id: str = "tool") -> ToolUse:
+    """A tool call with this input."""
+    return ToolUse(id=block_id, timestamp=NOON, tool_name="Write", tool_use_id=block_id, input={}).model_copy(
+        update={"input": given}
+    )
 
 
 def stored(*blocks: Block, start: int = 0) -> list[StoredBlock]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from itertools import product
 
 from agent_runtime.errors import Conflict, InvalidRequest
 from agent_runtime.ports import PersistenceAdapter, StoredBlock
+from agent_runtime.records import SandboxRef, TurnStatus
 from agent_runtime.testing import samples
 from agent_runtime.testing.stories import refused, story
 
 SID = "session-1"
+SANDBOX = SandboxRef(sandbox_id="", provider="local", isolation="none", started_at=samples.NOON)
+"""A provider may call it what it likes."""
+
+_OPEN = frozenset({TurnStatus.QUEUED, TurnStatus.RUNNING})
+_STATUSES = (None, *TurnStatus)
 
 
 class Promises:
@@ -98,6 +105,63 @@ class SessionPromises(Promises):
             await refused(
                 store.list_sessions("ada", limit=1, cursor=cursor), InvalidRequest, "invalid_cursor"
             )
+
+
+class UnfinishedPromises(Promises):
+    """What a starting runtime has to take up again, and nothing else."""
+
+    @story
+    async def test_sessions_with_a_sandbox_or_an_open_turn_are_unfinished(
+        self, store: PersistenceAdapter
+    ) -> None:
+        """Of all owners; each once, whatever of the two it has and how often."""
+        assert await store.unfinished_sessions() == ()
+        expected = set()
+        for number, (sandbox, *statuses) in enumerate(product((None, SANDBOX), _STATUSES, _STATUSES)):
+            record = samples.session(sid := f"s{number}", owner=f"o{number % 3}", sandbox=sandbox)
+            await store.create_session(record)
+            for index, status in enumerate(statuses):
+                if status is not None:
+                    await store.save_turn(sid, samples.turn(index, status=status))
+            if sandbox or _OPEN.intersection(statuses):
+                expected.add(sid)
+        found = await store.unfinished_sessions()
+        assert len(found) == len(expected)
+        assert {record.session_id for record in found} == expected
+
+    @story
+    async def test_a_session_is_unfinished_for_as_long_as_it_is_so(self, store: PersistenceAdapter) -> None:
+        """Turns begin and end, sandboxes come and go; the record is the newest one."""
+        await store.create_session(samples.session(SID))
+        for status, unfinished in (
+            (TurnStatus.QUEUED, True),
+            (TurnStatus.RUNNING, True),
+            (TurnStatus.COMPLETED, False),
+            (TurnStatus.RUNNING, True),
+            (TurnStatus.CANCELLED, False),
+        ):
+            await store.save_turn(SID, samples.turn(status=status))
+            assert await store.unfinished_sessions() == (samples.session(SID),) * unfinished
+        with_sandbox = samples.full_session(SID)
+        await store.update_session(with_sandbox)
+        assert await store.unfinished_sessions() == (with_sandbox,)
+        ended = samples.turn(1, status=TurnStatus.FAILED)
+        await store.save_turn(SID, ended, record=samples.session(SID, name="asleep"))
+        assert await store.unfinished_sessions() == ()
+        await store.save_turn(SID, ended, record=with_sandbox)
+        assert await store.unfinished_sessions() == (with_sandbox,)
+
+    @story
+    async def test_a_deleted_session_is_finished(self, store: PersistenceAdapter) -> None:
+        """Also when a new one has its id."""
+        await store.create_session(samples.session(SID, sandbox=SANDBOX))
+        await store.create_session(samples.session("other"))
+        for sid in (SID, "other"):
+            await store.save_turn(sid, samples.turn(status=TurnStatus.RUNNING))
+        await store.delete_session(SID)
+        assert await store.unfinished_sessions() == (samples.session("other"),)
+        await store.create_session(samples.session(SID))
+        assert await store.unfinished_sessions() == (samples.session("other"),)
 
 
 class BlockPromises(Promises):
