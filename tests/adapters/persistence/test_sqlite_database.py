@@ -76,7 +76,8 @@ def sleep(db: sqlite3.Connection, count: int) -> None:
         (count,),
     )
     db.execute(
-        f"{with_number} INSERT INTO turns (session, turn_index, turn_id, turn) SELECT n, 0, 't', '{{}}' FROM n",
+        f"{with_number} INSERT INTO turns (session, turn_index, turn_id, turn)"
+        " SELECT n, 0, 't', '{}' FROM n",
         (count,),
     )
     db.execute("COMMIT")
@@ -100,7 +101,7 @@ def instructions(db: sqlite3.Connection, statement: str) -> int:
 def test_a_damaged_record_keeps_no_file_from_being_brought_up_to_date(db: sqlite3.Connection) -> None:
     first, *later = load_scripts()
     bring_up_to_date(db, [first])
-    for number, text in ((1, '{"sessionId":'), (2, ""), (3, samples.full_session().model_dump_json()[:-9])):
+    for number, text in ((1, '{"sessionId":'), (2, ""), (3, samples.session().model_dump_json()[:-9])):
         db.execute("INSERT INTO sessions VALUES (?, ?, 'ada', 0, ?)", (number, f"s{number}", text))
         db.execute("INSERT INTO turns VALUES (?, 0, 't', NULL, ?)", (number, text))
     bring_up_to_date(db, [first, *later])

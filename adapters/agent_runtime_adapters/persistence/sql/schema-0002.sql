@@ -5,7 +5,7 @@
 ALTER TABLE sessions ADD COLUMN sandbox_id TEXT;
 UPDATE sessions SET sandbox_id = json_extract(record, '$.sandbox.sandboxId')
     WHERE CASE WHEN json_valid(record) THEN json_extract(record, '$.sandbox.sandboxId') END IS NOT NULL;
-CREATE INDEX sessions_with_sandbox ON sessions (number) WHERE sandbox_id IS NOT NULL;
+CREATE INDEX sessions_with_sandbox ON sessions (sandbox_id) WHERE sandbox_id IS NOT NULL;
 
 ALTER TABLE turns ADD COLUMN is_unfinished INTEGER NOT NULL DEFAULT 0;
 UPDATE turns SET is_unfinished = 1
