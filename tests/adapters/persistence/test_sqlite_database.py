@@ -57,12 +57,9 @@ def test_the_shipped_scripts_make_the_tables(db: sqlite3.Connection) -> None:
 def test_unfinished_sessions_are_found_without_reading_those_that_sleep(db: sqlite3.Connection) -> None:
     bring_up_to_date(db, load_scripts())
     sleep(db, 20_000)
-    steps = [detail for *_, detail in db.execute(f"EXPLAIN QUERY PLAN {FIND_UNFINISHED}")]
-    scanned = [step for step in steps if step.startswith("SCAN")]
-    assert sorted(scanned) == [
-        "SCAN sessions USING COVERING INDEX sessions_with_sandbox",
-        "SCAN turns USING COVERING INDEX turns_unfinished",
-    ]
+    plan = " ".join(detail for *_, detail in db.execute(f"EXPLAIN QUERY PLAN {FIND_UNFINISHED}"))
+    assert "COVERING INDEX sessions_with_sandbox" in plan
+    assert "COVERING INDEX turns_unfinished" in plan
     assert instructions(db, FIND_UNFINISHED) < 100, "a machine that looks at each needs more than 20 000"
 
 

@@ -10,4 +10,4 @@ CREATE INDEX sessions_with_sandbox ON sessions (sandbox_id) WHERE sandbox_id IS 
 ALTER TABLE turns ADD COLUMN is_unfinished INTEGER NOT NULL DEFAULT 0;
 UPDATE turns SET is_unfinished = 1
     WHERE CASE WHEN json_valid(turn) THEN json_extract(turn, '$.status') END IN ('queued', 'running');
-CREATE INDEX turns_unfinished ON turns (session) WHERE is_unfinished = 1;
+CREATE INDEX turns_unfinished ON turns (is_unfinished, session) WHERE is_unfinished = 1;
