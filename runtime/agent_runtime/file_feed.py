@@ -53,9 +53,9 @@ class FileFeed:
         self._unread.pop(report.file.path, None)  # whatever is being read of it now comes too late
         if report.change == "deleted":
             self._recorder.file_changed(report.file, deleted=True)
-        elif report.content is not None:
+        elif report.content is not None or report.file.omitted:
             self._recorder.file_changed(report.file, deleted=False)
-        elif not report.skipped:
+        else:
             self._unread[report.file.path] = report
             self._told.set()
         event = FileChanged(change=report.change, file=shown(report), turn_id=self._turn_id())
@@ -92,14 +92,10 @@ class FileFeed:
             _log.warning("file_not_read", session_id=self._recorder.session_id, code=fault.code)
             if fault.code not in _REFUSALS:
                 return False
-            done = True
         else:
-            if not self._is_due(report):
-                return True
-            file = file_of(path, content, modified_at=report.file.modified_at)
-            self._recorder.file_changed(file, deleted=False)
-            # Other content than reported: another report follows, or what we read was between two.
-            done = file.sha256 == report.file.sha256
-        if done and self._is_due(report):
+            if self._is_due(report):  # else it changed again meanwhile
+                file = file_of(path, content, modified_at=report.file.modified_at)
+                self._recorder.file_changed(file, deleted=False)
+        if self._is_due(report):
             del self._unread[path]
         return True

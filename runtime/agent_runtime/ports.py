@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from agent_runtime.blocks import Block
 from agent_runtime.events import Event, Gap, LogEntry, Position, Replay
-from agent_runtime.profile import AgentProfile
+from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.records import SandboxRef, SessionRecord, Turn, TurnError, TurnStatus, Usage, WorkspaceFile
 
 
@@ -150,7 +150,10 @@ class PersistenceAdapter(Protocol):
         ...
 
     async def save_files(self, session_id: str, files: Sequence[WorkspaceFile]) -> None:
-        """Upsert workspace files by path; each has its `content`."""
+        """Upsert workspace files by path; each has its `content`, but those that are `omitted` have none.
+
+        A content that was there before such a file is gone.
+        """
 
     async def delete_files(self, session_id: str, paths: Sequence[str]) -> None:
         """Remove files by path. Unknown paths are ignored."""
@@ -160,7 +163,7 @@ class PersistenceAdapter(Protocol):
         ...
 
     async def load_file(self, session_id: str, path: str) -> WorkspaceFile | None:
-        """One file with its content, or None."""
+        """One file with its content (None where it is `omitted`), or None."""
 
     async def list_profiles(self) -> tuple[AgentProfile, ...]:
         """The profiles that the store holds, sorted by id. Empty where the host keeps none here."""
@@ -206,12 +209,14 @@ class SandboxSpec:
     `gateway_socket` is a listening unix socket of the host; the provider makes it reachable inside
     and tells the runner where, by the environment variable `frames.GATEWAY_ENV`.
     `orphan_timeout_s`: with no runtime attached for so long, the runner ends itself.
+    `file_rules`: which files the runner tells of; they are options of its command line.
     """
 
     session_id: str
     runtime_id: str
     gateway_socket: Path
     orphan_timeout_s: float
+    file_rules: FileRules = field(default_factory=FileRules)
 
 
 @dataclass(frozen=True, slots=True)

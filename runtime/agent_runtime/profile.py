@@ -7,9 +7,9 @@ it works. It holds no secrets. Which of the options an agent kind accepts is the
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from agent_runtime.frozen import Frozen
@@ -24,6 +24,34 @@ class ProfileFields(Frozen):
     model_config = ConfigDict(
         frozen=True, alias_generator=to_camel, populate_by_name=True, extra="forbid", ser_json_bytes="base64"
     )
+
+
+_MIB: Final = 1024 * 1024
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
+
+
+class FileRules(ProfileFields):
+    """Which files of a workspace are kept.
+
+    `ignore`: directories of these names are left alone, wherever they are in the tree (`*`, `?` and
+    `[...]` as in a shell). Files over `max_file_bytes` are kept without their content; beyond
+    `max_files` further files are not kept at all. A client is shown the rules with the manifest.
+    """
+
+    ignore: tuple[_Name, ...] = Field(
+        default=(".git", "node_modules", ".venv", "__pycache__", "target", "dist", ".cache"), max_length=1000
+    )
+    max_file_bytes: int = Field(default=32 * _MIB, ge=0, le=256 * _MIB)
+    max_files: int = Field(default=100_000, ge=1, le=1_000_000)
+
+    def within(self, bounds: FileRules) -> FileRules:
+        """These rules, with no cap above that of the others."""
+        return self.model_copy(
+            update={
+                "max_file_bytes": min(self.max_file_bytes, bounds.max_file_bytes),
+                "max_files": min(self.max_files, bounds.max_files),
+            }
+        )
 
 
 class SubagentProfile(ProfileFields):
@@ -41,7 +69,8 @@ class AgentProfile(ProfileFields):
     `instructions` is added to the agent's own system prompt; `tools` None means the agent's
     standard tools and otherwise really restricts them; `files` are written into a new session's
     workspace (relative path to text); `options` are the architecture's defaults, which a session's
-    own options override.
+    own options override. `file_rules` take the place of the runtime's, but for their caps, which a
+    profile can only lower.
     """
 
     profile_id: str = Field(min_length=1, max_length=200)
@@ -54,6 +83,11 @@ class AgentProfile(ProfileFields):
     subagents: dict[str, SubagentProfile] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
+    file_rules: FileRules | None = None
+
+    def rules(self, general: FileRules) -> FileRules:
+        """The rules that hold for this agent's workspaces, where those of the runtime are these."""
+        return general if self.file_rules is None else self.file_rules.within(general)
 
 
 def default_profile() -> AgentProfile:

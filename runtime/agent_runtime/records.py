@@ -164,6 +164,7 @@ class WorkspaceFile(Frozen):
     """A file of the workspace. `path` is relative with `/`; `sha256` is of the raw bytes, in hex.
 
     `content` is text when `encoding` is utf-8 and base64 otherwise; it is absent in manifests.
+    `omitted`: why the content is not kept; `sha256` is empty then.
     """
 
     path: str
@@ -173,6 +174,7 @@ class WorkspaceFile(Frozen):
     mime_type: str | None = None
     encoding: Literal["utf-8", "base64"] = "utf-8"
     content: str | None = None
+    omitted: Literal["too_large", "unreadable"] | None = None
 
 
 class ClientSession(Frozen):

@@ -48,14 +48,13 @@ Change: TypeAlias = Literal["created", "modified", "deleted"]
 class FileReport:
     """One change as a runner told it, in the frame with this journal `offset`.
 
-    `content` None: it must still be read (or is too large: `skipped`).
+    `content` None: it must still be read, unless `file.omitted`.
     """
 
     change: Change
     file: WorkspaceFile
     content: bytes | None
-    skipped: bool
-    offset: int = 0
+    offset: int
 
 
 def shown_path(raw: str) -> str:
@@ -141,16 +140,18 @@ def read_report(frame: Mapping[str, Any]) -> FileReport | None:
     offset = frame.get("o", 0)
     if content is not None:
         file = file_of(path, content, modified_at=modified_at)
-        return FileReport(change, file, content, skipped=False, offset=offset)
-    sha256 = frame.get("sha256")
+        return FileReport(change, file, content, offset)
+    sha256, omitted = frame.get("sha256"), frame.get("omitted")
+    is_kept = change == "deleted" or omitted is None
     file = WorkspaceFile(
         path=path,
         size_bytes=int(size),
-        sha256=sha256 if isinstance(sha256, str) and _SHA256.fullmatch(sha256) else "",
+        sha256=sha256 if is_kept and isinstance(sha256, str) and _SHA256.fullmatch(sha256) else "",
         modified_at=modified_at,
         mime_type=mimetypes.guess_type(path, strict=False)[0],
+        omitted=None if is_kept else "unreadable" if omitted == "unreadable" else "too_large",
     )
-    return FileReport(change, file, None, skipped=frame.get("skipped") is True, offset=offset)
+    return FileReport(change, file, None, offset)
 
 
 def shown(report: FileReport) -> WorkspaceFile:

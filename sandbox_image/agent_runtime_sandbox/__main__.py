@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent_runtime_sandbox import frames, process
 from agent_runtime_sandbox.drivers import Places
-from agent_runtime_sandbox.manifest import IGNORED_DIRECTORIES
+from agent_runtime_sandbox.manifest import Rules
 from agent_runtime_sandbox.runner import Runner, Settings
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     settings = Settings(
         places=_places(),
         orphan_timeout_s=options.orphan_timeout,
-        ignore=options.ignore if options.ignore is not None else IGNORED_DIRECTORIES,
+        rules=Rules(options.ignore, options.max_file_bytes, options.max_files),
         preload=options.preload,
     )
     try:
@@ -52,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     journal.add_argument("--journal-fd", type=int, metavar="M", help="a file opened for reading and writing")
     journal.add_argument("--journal", type=Path, metavar="PATH", help="make the journal's file here")
     parser.add_argument("--orphan-timeout", type=float, required=True, metavar="S", help="seconds alone")
-    parser.add_argument("--ignore", action="append", metavar="NAME", help="directories not to report")
+    parser.add_argument(
+        "--ignore", action="append", default=[], metavar="NAME", help="directories not to report; a pattern"
+    )
+    parser.add_argument("--max-file-bytes", type=int, default=2**25, metavar="N", help="read no larger file")
+    parser.add_argument("--max-files", type=int, default=100_000, metavar="N", help="report no more files")
     parser.add_argument("--preload", default="claude", metavar="DRIVER", help="import it early; empty: none")
     return parser
 

@@ -26,7 +26,10 @@ _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class FileRefused(Exception):
-    """A path or a file that is not served. Codes: invalid_path, not_found, not_a_file, io_error."""
+    """A path or a file that is not served.
+
+    Codes: invalid_path, not_found, not_a_file, io_error (it may be there, and cannot be had).
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -99,6 +102,14 @@ class Root:
             yield fd
         finally:
             os.close(fd)
+
+    def facts(self, raw: bytes) -> os.stat_result:
+        """What lstat says of a regular file beneath, readable or not. Raises `FileRefused`."""
+        parent, name = _split(raw)
+        with self.directory(parent) as folder, _refusals():
+            result = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        self._check_regular(result)
+        return result
 
     def write(self, raw: bytes, data: bytes) -> os.stat_result:
         """Put a whole file in place at once, with the directories it needs; return its facts."""

@@ -11,8 +11,9 @@ import asyncio
 import base64
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
 from agent_runtime_sandbox import frames
@@ -21,8 +22,10 @@ from agent_runtime_sandbox.manifest import (
     WHOLE,
     Entry,
     Facts,
+    Listing,
     Manifest,
     Reading,
+    Rules,
     Scope,
     entry_of,
     examine,
@@ -38,14 +41,14 @@ _BATCH_FILES: Final = 64
 class WorkspaceFiles:
     """All access to the workspace. One change at a time is made to what is known."""
 
-    def __init__(self, root: Root, outbox: Outbox, ignore: Collection[str]) -> None:
+    def __init__(self, root: Root, outbox: Outbox, rules: Rules) -> None:
         self._root = root
         self._outbox = outbox
-        self._ignore = frozenset(os.fsencode(name) for name in ignore)
+        self._rules = rules
         self._manifest = Manifest()
         self._lock = asyncio.Lock()
         self._appending: tuple[bytes, hashlib._Hash] | None = None
-        self._overflowed = False
+        self._leaves_out = False
 
     async def look(self, scopes: Iterable[Scope] = (WHOLE,)) -> None:
         """Find what changed there and emit it; returns when all of it is in the journal."""
@@ -62,8 +65,8 @@ class WorkspaceFiles:
         return [{"path": decode_path(path), **_facts(entry)} for path, entry in self._manifest.entries()]
 
     def ignores(self, path: bytes) -> bool:
-        """Whether a path lies in, or is, an ignored directory."""
-        return not self._ignore.isdisjoint(path.split(b"/"))
+        """Whether a path lies in, or would itself as a directory be, an ignored directory."""
+        return any(self._rules.ignores(name) for name in path.split(b"/"))
 
     def knows_directory(self, path: bytes) -> bool:
         """Whether a directory was there at the last look."""
@@ -80,7 +83,7 @@ class WorkspaceFiles:
                 digest = hashlib.sha256(data)
                 self._appending = (raw, digest)
                 entry = entry_of(result, digest.hexdigest())
-            if not self.ignores(raw):
+            if not self.ignores(raw.rpartition(b"/")[0]):
                 self._manifest.put(raw, entry)
         return {"size": entry.facts.size, "sha256": entry.sha256}
 
@@ -102,23 +105,52 @@ class WorkspaceFiles:
                 left -= len(piece)
                 yield piece
 
+    async def told(self, path: object, sha256: str) -> None:
+        """Somebody was given this content: where it is not what was reported, look again.
+
+        Between two reports a file may have been other than either, and as the first again.
+        """
+        raw = encode_path(path)
+        async with self._lock:
+            known = self._manifest.get(raw)
+            if known is not None and known.sha256 not in (sha256, None):
+                self._manifest.put(raw, replace(known, sha256=sha256, settled=False))
+
     async def _compare(self, scope: Scope) -> list[bytes]:
         """Emit what is gone; return what has to be read."""
-        try:
-            listing = await asyncio.to_thread(survey, self._root, scope, self._ignore)
-        except FileRefused as refusal:
-            self._overflow(refusal)
-            return []
-        gone, suspects = self._manifest.compare(scope, listing)
+        listing = await asyncio.to_thread(survey, self._root, scope, self._rules)
+        found = self._manifest.compare(scope, listing)
+        gone, changed = await asyncio.to_thread(self._look_for, found.missing, listing)
         for path in gone:
             self._manifest.remove(path)
         self._manifest.forget_directories(scope, listing)
         if gone:
             self._outbox.emit_all("file", ({"path": decode_path(path), "change": "deleted"} for path in gone))
-        return suspects
+        room = max(0, self._rules.max_files - self._manifest.count)
+        self._note_left_out(scope, not listing.whole or len(found.new) > room)
+        return found.changed + changed + found.new[:room]
+
+    def _look_for(self, missing: Sequence[bytes], listing: Listing) -> tuple[list[bytes], list[bytes]]:
+        """Which of the files that are known and were not listed are gone, and which have changed."""
+        gone, changed = [], []
+        for path in missing:
+            if listing.tells_of(path):
+                gone.append(path)
+                continue
+            known = self._manifest.get(path)
+            try:
+                facts = Facts.of(self._root.facts(path))
+            except FileRefused as refusal:
+                if refusal.code != "io_error":  # else nobody can tell: it stays as it was last seen
+                    gone.append(path)
+            else:
+                if known is None or known.facts != facts or not known.settled:
+                    changed.append(path)
+        return gone, changed
 
     async def _read_batch(self, paths: Sequence[bytes]) -> None:
-        readings = await asyncio.to_thread(lambda: [examine(self._root, path) for path in paths])
+        limit = self._rules.max_file_bytes
+        readings = await asyncio.to_thread(lambda: [examine(self._root, path, limit) for path in paths])
         changes = []
         for path, reading in zip(paths, readings, strict=True):
             if reading is not None and (change := self._absorb(path, reading)):
@@ -129,6 +161,9 @@ class WorkspaceFiles:
     def _absorb(self, path: bytes, reading: Reading) -> dict[str, Any] | None:
         """Know a reading; return the change that it means, None where the content is as before."""
         known = self._manifest.get(path)
+        if known is not None and _is_closed_copy(known, reading.entry):
+            self._manifest.put(path, replace(reading.entry, sha256=known.sha256, omitted=None))
+            return None
         self._manifest.put(path, reading.entry)
         if known is not None and _same_content(known, reading.entry):
             return None
@@ -153,13 +188,15 @@ class WorkspaceFiles:
             digest.update(data)
             return entry_of(after, digest.hexdigest())
         self._appending = None
-        reading = await asyncio.to_thread(examine, self._root, raw)
-        return reading.entry if reading is not None else entry_of(after, None)
+        reading = await asyncio.to_thread(examine, self._root, raw, self._rules.max_file_bytes)
+        return reading.entry if reading is not None else replace(entry_of(after, None), settled=False)
 
-    def _overflow(self, refusal: FileRefused) -> None:
-        if not self._overflowed:
-            self._overflowed = True
-            self._outbox.emit("fault", code=refusal.code, message=str(refusal))
+    def _note_left_out(self, scope: Scope, leaves_out: bool) -> None:
+        if leaves_out and not self._leaves_out:
+            message = f"there are more than {self._rules.max_files} files; further ones are left out"
+            self._outbox.emit("fault", code="too_many_files", message=message)
+        if leaves_out or scope == WHOLE:
+            self._leaves_out = leaves_out
 
 
 async def send_chunks(files: WorkspaceFiles, path: object, send: Any) -> dict[str, Any]:
@@ -172,19 +209,29 @@ async def send_chunks(files: WorkspaceFiles, path: object, send: Any) -> dict[st
             digest.update(piece)
             size += len(piece)
             held = piece
+    await files.told(path, digest.hexdigest())
     await send(data=base64.b64encode(held).decode("ascii"), last=True)
     return {"size": size, "sha256": digest.hexdigest()}
 
 
+def _is_closed_copy(known: Entry, seen: Entry) -> bool:
+    """Whether a file can be read no longer, and is to all appearance what was read of it."""
+    return (
+        seen.omitted == "unreadable"
+        and known.sha256 is not None
+        and (known.facts.size, known.facts.mtime_ns) == (seen.facts.size, seen.facts.mtime_ns)
+    )
+
+
 def _same_content(known: Entry, seen: Entry) -> bool:
     if known.sha256 is None or seen.sha256 is None:
-        return known.facts == seen.facts
+        return known.facts == seen.facts and known.omitted == seen.omitted
     return known.sha256 == seen.sha256
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
     facts = {"size": entry.facts.size, "sha256": entry.sha256, "mtime": round(entry.facts.mtime_ns / 1e9, 3)}
-    return facts if entry.sha256 is not None else {**facts, "skipped": True}
+    return facts if entry.omitted is None else {**facts, "omitted": entry.omitted}
 
 
 def _inline(content: bytes | None) -> dict[str, str]:

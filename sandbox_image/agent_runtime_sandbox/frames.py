@@ -18,13 +18,15 @@ arrive after all kept frames that were written before them.
     file               kept     {path, change, size, sha256, mtime, encoding?, content?}
     stderr             kept     {text}                          what the agent complains about
     exit               kept     {code, reason, message}         the agent's process ended
-    fault              kept     {code, message}                 the runner itself could not do something
+    fault              kept     {code, message}                 the runner itself could not do something;
+                                too_many_files: files are there that are over the rules and are not told
 
 `change` is created, modified or deleted; `agent` in hello is none, running or exited; `content`
 is there when the file is at most INLINE_FILE_BYTES, as text (`encoding` utf-8) or base64. `mtime`
-is in seconds since 1970; a file that is too large to be looked into has `sha256` null and
-`skipped` true; of a deleted one only `path` and `change` are told. `reason` of an exit is closed
-(asked for), died or start_failed; `code` and `message` are null where they are not known.
+is in seconds since 1970; a file whose content is not told of has `sha256` null and `omitted`:
+too_large (over the rules) or unreadable; of a deleted one only `path` and `change` are told.
+`reason` of an exit is closed (asked for), died or start_failed; `code` and `message` are null where
+they are not known.
 
 Inward, runtime to runner. A command with an `id` gets one `reply`.
 

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +23,7 @@ from agent_runtime_sandbox.beneath import Root
 from agent_runtime_sandbox.commands import Commands
 from agent_runtime_sandbox.files import WorkspaceFiles
 from agent_runtime_sandbox.journal import Journal
+from agent_runtime_sandbox.manifest import Rules
 from agent_runtime_sandbox.outbox import Outbox
 from agent_runtime_sandbox.watching import Watching
 
@@ -40,7 +40,7 @@ class Settings:
 
     places: drivers.Places
     orphan_timeout_s: float
-    ignore: Collection[str]
+    rules: Rules
     preload: str
 
 
@@ -57,7 +57,7 @@ class Runner:
         self._outbox = Outbox(Journal(journal_fd))
         self._outbox.changed = self._wake
         self._root = Root(settings.places.workspace)
-        self._files = WorkspaceFiles(self._root, self._outbox, settings.ignore)
+        self._files = WorkspaceFiles(self._root, self._outbox, settings.rules)
         self._live: Attachment | None = None
         self._alone_since = 0.0
         self._strangers = asyncio.Semaphore(MAX_STRANGERS)

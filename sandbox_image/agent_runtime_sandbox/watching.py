@@ -28,6 +28,8 @@ POLL_S: Final = 1.0
 _STEP_MS: Final = 10
 _AGAIN_S: Final = 0.25
 _REST: Final = 4.0
+_REST_MOST_S: Final = 0.5
+"""Even after a long look: what is not told by then would be lost with the sandbox."""
 _MANY_SCOPES: Final = 200
 _WATCH_ATTEMPTS: Final = 5
 _LASTING_S: Final = 5.0
@@ -66,7 +68,7 @@ class Watching:
             began = clock()
             await self._files.look([WHOLE] if WHOLE in scopes or len(scopes) > _MANY_SCOPES else scopes)
             took = clock() - began
-            await asyncio.sleep(took * _REST)
+            await asyncio.sleep(min(took * _REST, _REST_MOST_S))
 
     async def _take_hints(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -87,7 +89,11 @@ class Watching:
         # Imported in a thread: the socket is to be served first.
         watchfiles = await asyncio.to_thread(importlib.import_module, "watchfiles")
         watch = watchfiles.awatch(
-            self._path, watch_filter=self._is_of_interest, debounce=COALESCE_MS, step=_STEP_MS
+            self._path,
+            watch_filter=self._is_of_interest,
+            debounce=COALESCE_MS,
+            step=_STEP_MS,
+            ignore_permission_denied=True,
         )
         async with aclosing(watch) as batches:
             # The watch stands after the first step below: what came before it is found by this look.
@@ -97,7 +103,7 @@ class Watching:
 
     def _is_of_interest(self, _change: Any, path: str) -> bool:
         relative = self._relative(path)
-        return relative is not None and not self._files.ignores(relative)
+        return relative is not None and not self._files.ignores(relative.rpartition(b"/")[0])
 
     def _relative(self, path: str) -> bytes | None:
         if not path.startswith(f"{self._path}/"):
@@ -109,6 +115,8 @@ class Watching:
         if relative is None:
             return []
         scopes = [Scope(relative.rpartition(b"/")[0], deep=False)]
+        if self._files.ignores(relative):
+            return scopes  # a file may well have the name of an ignored directory
         if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114 - a hint, in a hot loop
             tree = Scope(relative, deep=True)
             scopes.append(tree)

@@ -182,6 +182,8 @@ async def running(
     orphan_timeout: float = 60.0,
     preload: str = "",
     ignore: tuple[str, ...] = (),
+    max_file_bytes: int = 32 * 2**20,
+    max_files: int = 100_000,
 ) -> AsyncIterator[RunnerProcess]:
     """A runner with an empty workspace; ended with everything of it.
 
@@ -196,6 +198,7 @@ async def running(
             command += ["--listen-fd", str(listener.fileno()), "--journal-fd", str(journal.fileno())]
             command += ["--orphan-timeout", str(orphan_timeout), "--preload", preload]
             command += [f"--ignore={name}" for name in ignore]
+            command += ["--max-file-bytes", str(max_file_bytes), "--max-files", str(max_files)]
             process = await asyncio.create_subprocess_exec(
                 *command,
                 env=_environment(directory, gateway),

@@ -169,7 +169,7 @@ async def test_what_only_travels_on_request_is_marked_by_having_no_content() -> 
         large, huge_frame = await client.until_file("large"), await client.until_file("huge")
         assert "content" not in large
         assert large["sha256"] == hashlib.sha256(data).hexdigest()
-        assert (huge_frame["size"], huge_frame["sha256"], huge_frame["skipped"]) == (2**40, None, True)
+        assert (huge_frame["size"], huge_frame["sha256"], huge_frame["omitted"]) == (2**40, None, "too_large")
         assert await client.get("large") == data
         assert await client.refusal("read", path="huge") == "file_too_large"
 

@@ -92,6 +92,9 @@ def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec) -> tupl
         *(python, "-P", "-s", *runner),
         *("--listen-fd", str(LISTEN_PLACE), "--journal-fd", str(JOURNAL_PLACE)),
         *("--orphan-timeout", f"{spec.orphan_timeout_s:g}"),
+        *(f"--ignore={name}" for name in spec.file_rules.ignore),
+        *("--max-file-bytes", str(spec.file_rules.max_file_bytes)),
+        *("--max-files", str(spec.file_rules.max_files)),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
 from agent_runtime_sandbox.drivers.absent import absent
+from agent_runtime_sandbox.drivers.background import BackgroundTasks
 
 with absent("mcp"):
     # For tools served from this process, of which there are none: half a second and 45 MiB a session.
@@ -28,6 +29,8 @@ with absent("mcp"):
 MAX_NATIVE_LINE_BYTES: Final = 64 * 1024 * 1024
 INTERRUPT_S: Final = 10.0
 CONFIGURE_S: Final = 60.0
+SETTLE_S: Final = 2.0
+"""How long a task in the background may take to end before it is told again."""
 EOF_S: Final = 3.0
 """How long the agent may take to end once its input is closed, before it is terminated."""
 
@@ -46,6 +49,7 @@ class ClaudeDriver:
         self._output = output
         self._places = places
         self._process: _ClientProcess | None = None
+        self._tasks = BackgroundTasks()
         self._said: list[str] = []
 
     async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
@@ -72,6 +76,7 @@ class ClaudeDriver:
         message = None
         try:
             async for line in process.lines():
+                self._tasks.heard(line)
                 await self._output.line(line)
         except Exception as error:
             message = self._said[-1] if self._said else str(error)
@@ -94,8 +99,12 @@ class ClaudeDriver:
             raise DriverError("agent_failed", "the agent takes no messages") from error
 
     async def interrupt(self) -> None:
-        """Stop the running turn; harmless when none runs."""
-        await self._control(self._started().client.interrupt(), INTERRUPT_S)
+        """Stop the running turn and all that works in the background; harmless when nothing does.
+
+        The agent rests afterwards: it is not told of what was stopped, and forgets messages that it
+        was given and has not taken up. Raises `DriverError` where something would not end.
+        """
+        await self._control(self._stop_everything(), INTERRUPT_S)
 
     async def configure(self, options: Mapping[str, Any]) -> None:
         """Change `model` and `permissionMode`. Raises `DriverError` for anything else."""
@@ -125,6 +134,23 @@ class ClaudeDriver:
     def pids(self) -> Collection[int]:
         """The binary's, which the event loop waits for."""
         return () if self._process is None else (self._process.pid,)
+
+    async def _stop_everything(self) -> None:
+        """The interrupt ends the turn and all subagents, the rest is stopped by name just before it.
+
+        In this order, and at once: what is stopped by name begins a turn that tells of it, unless an
+        interrupt finds that still waiting. A tool may begin something while this goes on: hence again.
+        """
+        process = self._started()
+        named = self._tasks.outliving
+        while True:
+            stops = [process.stop_task(task_id) for task_id in named]
+            *_, answer = await asyncio.gather(*stops, process.interrupt(), return_exceptions=True)
+            if isinstance(answer, BaseException):
+                raise answer
+            if await self._tasks.over(SETTLE_S):
+                return
+            named = self._tasks.all
 
     def _started(self) -> _ClientProcess:
         if self._process is None:
@@ -199,6 +225,14 @@ class _ClientProcess:
     def lines(self) -> AsyncIterator[dict[str, Any]]:
         """Raw lines without control traffic. Raises what ended the process, unless it ended well."""
         return cast("AsyncIterator[dict[str, Any]]", self._query.receive_messages())
+
+    async def interrupt(self) -> None:
+        """End the turn, its queue and all subagents: the public way leaves what waits in the queue."""
+        await self._query._send_control_request({"subtype": "interrupt", "cancel_queued": True})  # noqa: SLF001
+
+    async def stop_task(self, task_id: str) -> None:
+        """End one background task. Raises where there is none, or none any more."""
+        await self.client.stop_task(task_id)
 
     async def end_input(self) -> None:
         """Close the binary's input: it ends by itself when it has nothing to do."""
