@@ -29,7 +29,7 @@ with absent("mcp"):
 MAX_NATIVE_LINE_BYTES: Final = 64 * 1024 * 1024
 INTERRUPT_S: Final = 10.0
 CONFIGURE_S: Final = 60.0
-SETTLE_S: Final = 2.0
+SETTLE_S: Final = 1.0
 """How long a task in the background may take to end before it is told again."""
 EOF_S: Final = 3.0
 """How long the agent may take to end once its input is closed, before it is terminated."""
