@@ -31,7 +31,7 @@ from agent_runtime_adapters.persistence.json_rows import (
     encode_object,
 )
 from agent_runtime_adapters.persistence.paging import LARGEST, bounded, from_cursor, session_key, to_cursor
-from agent_runtime_adapters.persistence.sqlite_database import open_connections, translating
+from agent_runtime_adapters.persistence.sqlite_database import FilesInPlace, open_connections, translating
 from agent_runtime_adapters.persistence.sqlite_rows import (
     as_bytes,
     as_text,
@@ -67,12 +67,13 @@ class SqlitePersistence:
     async def open(self) -> None:
         """Create or migrate the file. Raises `PersistenceFault` where it cannot or must not be used."""
 
-        def connect() -> tuple[sqlite3.Connection, list[sqlite3.Connection]]:
+        def connect() -> tuple[sqlite3.Connection, list[sqlite3.Connection], FilesInPlace]:
             with translating():
-                return open_connections(self._path, busy_timeout_s=self._busy_timeout_s)
+                opened = open_connections(self._path, busy_timeout_s=self._busy_timeout_s)
+                return *opened, FilesInPlace(self._path)
 
-        writing, reading = await asyncio.to_thread(connect)
-        self._writer, self._readers = GroupWriter(writing), Readers(reading)
+        writing, reading, files = await asyncio.to_thread(connect)
+        self._writer, self._readers = GroupWriter(writing, files.check), Readers(reading, files.check)
 
     async def close(self) -> None:
         """Finish pending writes, then let go of the file."""

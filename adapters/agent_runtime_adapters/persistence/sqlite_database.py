@@ -2,7 +2,9 @@
 
 A schema is a row of numbered scripts in `sql/`; `PRAGMA user_version` tells how many of them a file
 has seen. A file that is newer than this code, or that belongs to another application, is refused
-and left untouched. `sqlite3.Error` becomes `PersistenceFault` in `translating`, nowhere else.
+and left untouched. Python's errors become ours in `translating`, nowhere else. SQLite goes on
+writing to a file that was moved, deleted or replaced under it, where nobody will find it again;
+`FilesInPlace` notices.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from agent_runtime.errors import PersistenceFault
+from agent_runtime.errors import InvalidRequest, PersistenceFault
 
 APPLICATION_ID: Final = 0x41675274
 """Marks a database file as ours; without it a host's own file could be taken by mistake."""
@@ -26,23 +28,65 @@ _SENTENCES: Final = {
     sqlite3.SQLITE_FULL: ("The disk of the database is full.", True),
     sqlite3.SQLITE_IOERR: ("The disk of the database does not answer.", True),
     sqlite3.SQLITE_READONLY: ("The database may not be written.", False),
-    sqlite3.SQLITE_CANTOPEN: ("The database file cannot be opened.", False),
+    # Of a file that is open already: a log or a temporary file, for want of descriptors, say.
+    sqlite3.SQLITE_CANTOPEN: ("The database file cannot be opened.", True),
     sqlite3.SQLITE_CORRUPT: ("The database file is damaged.", False),
     sqlite3.SQLITE_NOTADB: ("The file is not a database.", False),
-    sqlite3.SQLITE_TOOBIG: ("The value is too large for the database.", False),
 }
 
 
 @contextlib.contextmanager
 def translating() -> Iterator[None]:
-    """Turn `sqlite3.Error` into `PersistenceFault`, in words that name no path."""
+    """Turn what SQLite raises into `PersistenceFault`, in words that name no path.
+
+    A value that no database takes is the caller's: `InvalidRequest` (`unstorable_value`).
+    """
     try:
         yield
     except sqlite3.Error as error:
         # Extended codes keep the primary one in their lowest byte.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code == sqlite3.SQLITE_TOOBIG:
+            raise _too_large() from error
         sentence, retryable = _SENTENCES.get(code, ("The database failed.", True))
         raise PersistenceFault(sentence, retryable=retryable) from error
+    except OverflowError as error:
+        raise _too_large() from error
+    except MemoryError as error:
+        raise PersistenceFault("There is not enough memory for the database.") from error
+
+
+def _too_large() -> InvalidRequest:
+    return InvalidRequest("The value is too large for the database.", code="unstorable_value")
+
+
+class FilesInPlace:
+    """Whether the database's files are still those that were opened.
+
+    Made while they are open. All three count: what is written to a log that was deleted is lost at
+    the next start, and without the index in shared memory another process would see no locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # SQLite puts its other two files beside the file itself, not beside a link to it.
+        beside = path.resolve()
+        names = (path, beside.with_name(f"{beside.name}-wal"), beside.with_name(f"{beside.name}-shm"))
+        self._opened = [(name, _identity(name)) for name in names]
+
+    def check(self) -> None:
+        """Raise `PersistenceFault` while a file is missing, is another one, or was emptied."""
+        if any(_identity(name) != identity or identity is None for name, identity in self._opened):
+            raise PersistenceFault("The database file was moved, deleted or replaced; it has to come back.")
+
+
+def _identity(name: Path) -> tuple[int, int] | None:
+    try:
+        found = name.stat()
+    except OSError:
+        return None
+    # Only the log may be empty: it is after it was written back.
+    emptied = found.st_size == 0 and not name.name.endswith("-wal")
+    return None if emptied else (found.st_dev, found.st_ino)
 
 
 def open_connections(

@@ -3,7 +3,8 @@
 Group commit: while one transaction is being made durable, the writes that arrive wait together and
 then share the next one. Each is a savepoint of its own, so one that fails harms no other, and each
 caller hears its own outcome, after the commit. A write that was handed over happens, whether or not
-its caller still waits. Not here: SQL, and what the jobs do.
+its caller still waits. `check` is asked on either side of the work and raises where the connection
+leads nowhere any more. Not here: SQL, and what the jobs do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from agent_runtime_adapters.persistence.sqlite_database import translating
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
+
+Check = Callable[[], None]
 
 GROUP_LIMIT: Final = 256
 """Most writes in one transaction: bounds how long the first of a group waits for the last."""
@@ -51,8 +54,9 @@ class GroupWriter:
     `commits` counts transactions. The connection belongs to the writer and is closed with it.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, check: Check = lambda: None) -> None:
         self.commits = 0
+        self._check = check
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._waiting: SimpleQueue[_Write | None] = SimpleQueue()
@@ -102,10 +106,13 @@ class GroupWriter:
         begun = False
         try:
             with translating():
+                self._check()
                 self._connection.execute("BEGIN IMMEDIATE")
                 begun = True
                 outcomes = [self._attempt(write) for write in group]
                 self._connection.execute("COMMIT")
+                begun = False
+                self._check()  # nobody may hear that a write is safe which went to a file that is gone
         except Exception as error:  # whatever it was, the thread must go on and every caller must hear
             self._abandon()
             if begun and len(group) > 1:
@@ -137,7 +144,8 @@ class GroupWriter:
 class Readers:
     """Runs reading jobs on a few threads, each with a connection of its own while it works."""
 
-    def __init__(self, connections: Sequence[sqlite3.Connection]) -> None:
+    def __init__(self, connections: Sequence[sqlite3.Connection], check: Check = lambda: None) -> None:
+        self._check = check
         self._free: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._connections = tuple(connections)
         for connection in self._connections:
@@ -162,6 +170,7 @@ class Readers:
         connection = self._free.get()
         try:
             with translating():
+                self._check()
                 return job(connection)
         finally:
             self._free.put(connection)
