@@ -8,7 +8,7 @@ come from (a file, the command line, a host's code) is the composition root's bu
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent_runtime.ports import (
     Agent,
@@ -18,7 +18,7 @@ from agent_runtime.ports import (
     PersistenceAdapter,
     SandboxProvider,
 )
-from agent_runtime.profile import AgentProfile
+from agent_runtime.profile import AgentProfile, FileRules
 
 Profiles = Sequence[AgentProfile] | Callable[[], Awaitable[Sequence[AgentProfile]]]
 """Profiles as given, or a call that finds them anew each time."""
@@ -38,7 +38,7 @@ class RuntimeConfig:
         profiles: beside those that `persistence` holds.
 
     Bounds of what clients send and hold:
-        max_message_bytes: a message's content. max_file_bytes: one file, and a request with files.
+        max_message_bytes: a message's content. max_file_bytes: a request with files.
         block_page: blocks in a snapshot or a page. viewer_backlog_bytes: live events that may wait
         for one connection before it is closed as `slow_consumer`. max_joined_sessions: per connection.
         connect_timeout_s: from a connection's first byte to its credentials.
@@ -46,6 +46,7 @@ class RuntimeConfig:
         reading one request. cors_origins: foreign origins whose pages may call (`https://host`).
 
     Sessions:
+        file_rules: which files of a workspace are kept; for sandboxes that are begun from now on.
         sync_interval_s: files and transcript are stored so often while they change.
         interrupt_grace_s: from the interrupt to the end of an agent that does not stop.
         wake_timeout_s: for a sandbox with a ready agent. orphan_timeout_s: a runner without a
@@ -72,6 +73,7 @@ class RuntimeConfig:
     body_timeout_s: float = 30.0
     cors_origins: tuple[str, ...] = ()
 
+    file_rules: FileRules = field(default_factory=FileRules)
     sync_interval_s: float = 1.0
     interrupt_grace_s: float = 10.0
     wake_timeout_s: float = 60.0

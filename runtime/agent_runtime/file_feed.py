@@ -12,8 +12,10 @@ from typing import Final
 
 import structlog
 
+from agent_runtime.blocks import BlockState, System
+from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
-from agent_runtime.events import FileChanged
+from agent_runtime.events import BlockComplete, BlockStart, FileChanged
 from agent_runtime.recorder import Recorder
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.workspace import FileReport, file_of, read_report, shown
@@ -60,6 +62,20 @@ class FileFeed:
             self._told.set()
         event = FileChanged(change=report.change, file=shown(report), turn_id=self._turn_id())
         await self._recorder.publish([event])
+
+    async def left_out(self, frame: Frame) -> None:
+        """Tell viewers that the workspace has more files than are kept."""
+        sandbox_id = self._link.sandbox.ref.sandbox_id
+        block = System(
+            id=f"files-left-out-{sandbox_id}-{frame['o']}",
+            turn_id=self._turn_id(),
+            timestamp=now(),
+            subtype="files_left_out",
+            message="The workspace has more files than are kept: further new files will be lost with the "
+            "sandbox.",
+        )
+        start = BlockStart(block=block.model_copy(update={"state": BlockState.STREAMING}))
+        await self._recorder.publish([start, BlockComplete(block_id=block.id, block=block)])
 
     async def fetch_when_told(self) -> None:
         """Read contents as they become due, until cancelled."""

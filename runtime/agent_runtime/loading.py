@@ -183,5 +183,5 @@ def _surroundings(config: RuntimeConfig, agent: Agent) -> Surroundings:
         runtime_id=config.runtime_id,
         orphan_timeout_s=config.orphan_timeout_s,
         wake_timeout_s=config.wake_timeout_s,
-        max_file_bytes=config.max_file_bytes,
+        file_rules=config.file_rules,
     )

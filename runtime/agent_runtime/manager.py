@@ -28,7 +28,7 @@ from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import Conflict, NotFound, PersistenceFault, RuntimeFault
 from agent_runtime.loading import Loaded
 from agent_runtime.ports import Principal
-from agent_runtime.profile import AgentProfile
+from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.records import (
     ClientSession,
     Phase,
@@ -39,7 +39,7 @@ from agent_runtime.records import (
     WorkspaceFile,
 )
 from agent_runtime.session import AgentSession, SendReceipt
-from agent_runtime.workspace import file_of, safe_path
+from agent_runtime.workspace import check_tree, file_of, safe_path
 
 _log = structlog.get_logger(__name__)
 
@@ -142,6 +142,7 @@ class SessionManager:
             path: file_of(path, content, modified_at=present)
             for path, content in (*files, *new.workspace_files)
         }
+        check_tree(workspace, given=[path for path, _ in new.workspace_files])
         made = await self._create(record, tuple(workspace.values()))
         session = await self._loaded.load(record.session_id)
         if made:
@@ -288,12 +289,27 @@ class SessionManager:
         """The workspace's files as they are known, sorted by path, without content. Raises `NotFound`."""
         return (await self._own(principal, session_id)).files()
 
+    async def file_rules(self, principal: Principal, session_id: str) -> FileRules:
+        """Which files of its workspace are kept. Raises `NotFound`."""
+        record = await self._record(principal, session_id)
+        try:
+            profile = await self.profile(record.agent_profile_reference)
+        except NotFound:  # the host let go of it; the session can still be looked at
+            return self._config.file_rules
+        return profile.rules(self._config.file_rules)
+
     async def file(self, principal: Principal, session_id: str, path: str) -> WorkspaceFile:
-        """One file with its content. Raises `NotFound` (`file_not_found`), `InvalidRequest`."""
+        """One file with its content.
+
+        Raises `NotFound` (`file_not_found`), `InvalidRequest`, `Conflict` (`file_omitted`).
+        """
         session = await self._own(principal, session_id)
         file = await session.file(safe_path(path))
         if file is None:
             raise NotFound("There is no such file.", code="file_not_found", session_id=session_id)
+        if file.omitted is not None:
+            why = "is too large to be kept" if file.omitted == "too_large" else "could not be read"
+            raise Conflict(f"The file {why}.", code="file_omitted", session_id=session_id)
         return file
 
     async def profiles(self) -> tuple[AgentProfile, ...]:

@@ -206,6 +206,8 @@ class RunnerFeed:
                 _log.info("agent_stderr", session_id=self._recorder.session_id, text=_text(frame, "text"))
             case "fault":
                 _log.warning("runner_fault", session_id=self._recorder.session_id, code=_text(frame, "code"))
+                if frame.get("code") == "too_many_files":
+                    await self._files.left_out(frame)
 
     def _transcript(self, frame: Frame) -> None:
         key, entries = frame.get("key"), frame.get("entries")

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import structlog
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
+from agent_runtime.events import FileChanged
 from agent_runtime.ports import (
     Agent,
     ModelGateway,
@@ -22,7 +23,7 @@ from agent_runtime.ports import (
     SandboxProvider,
     SandboxSpec,
 )
-from agent_runtime.profile import AgentProfile
+from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.recorder import Recorder
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.tasks import unhindered
@@ -56,7 +57,7 @@ class Surroundings:
     runtime_id: str
     orphan_timeout_s: float
     wake_timeout_s: float
-    max_file_bytes: int
+    file_rules: FileRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,12 @@ async def wake(
                 runtime_id=around.runtime_id,
                 gateway_socket=endpoint.socket,
                 orphan_timeout_s=around.orphan_timeout_s,
+                file_rules=profile.rules(around.file_rules),
             )
         )
-        link = await RunnerLink.connect(sandbox, max_file_bytes=around.max_file_bytes)
+        link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
         read(link)
-        restored, lost = await _restore_files(session_id, around.persistence, link, say)
+        restored, lost = await _restore_files(recorder, around.persistence, link, say)
         resumed = await _restore_transcript(recorder, around, link)
         await say("Starting the agent")
         record = recorder.record
@@ -114,9 +116,13 @@ async def wake(
 
 
 async def _restore_files(
-    session_id: str, persistence: PersistenceAdapter, link: RunnerLink, say: Say
+    recorder: Recorder, persistence: PersistenceAdapter, link: RunnerLink, say: Say
 ) -> tuple[int, tuple[str, ...]]:
-    """Put the files back; how many, and which ones could not be."""
+    """Put the files back; how many, and which ones could not be.
+
+    What was kept without its content is gone with the old sandbox, so it leaves the manifest too.
+    """
+    session_id = recorder.session_id
     manifest = await persistence.load_manifest(session_id)
     if manifest:
         await say(f"Writing {len(manifest)} files")
@@ -124,6 +130,11 @@ async def _restore_files(
     for known in manifest:
         file = await persistence.load_file(session_id, known.path)
         if file is None:
+            continue
+        if file.omitted is not None:
+            lost.append(file.path)
+            recorder.file_changed(known, deleted=True)
+            await recorder.publish([FileChanged(change="deleted", file=known)])
             continue
         try:
             await link.write_file(file.path, content_of(file))

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import mimetypes
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias, TypeGuard
@@ -94,6 +94,22 @@ def safe_path(path: str) -> str:
     if shown_path(name.decode("utf-8", "surrogateescape")) != path:
         raise InvalidRequest("The path has another spelling.", code="invalid_path")
     return path
+
+
+def check_tree(paths: Collection[str], *, given: Sequence[str]) -> None:
+    """Check that all these files can be; `given` are those of one request.
+
+    Raises `InvalidRequest` (`conflicting_paths`): a file stands where another needs a directory, or a
+    path is given twice.
+    """
+    known = set(paths)
+    if len(set(given)) < len(given):
+        raise InvalidRequest("A path is given twice.", code="conflicting_paths")
+    for path in paths:
+        parent = path
+        while parent := parent.rpartition("/")[0]:
+            if parent in known:
+                raise InvalidRequest("A path is both a file and a directory.", code="conflicting_paths")
 
 
 def file_of(path: str, content: bytes, *, modified_at: datetime) -> WorkspaceFile:

@@ -7,6 +7,7 @@ from agent_runtime.blocks import AssistantText
 from agent_runtime.clock import now
 from agent_runtime.events import BlockComplete
 from agent_runtime.ports import AgentTurnBegan
+from agent_runtime.profile import FileRules
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime_sandbox.frames import Frame
@@ -167,7 +168,7 @@ async def test_a_file_over_the_bound_is_told_and_not_kept() -> None:
         stage.write("huge.bin", bytes(300_000))
         await echo(stage)
 
-    async with world(script, max_file_bytes=200_000) as it:
+    async with world(script, file_rules=FileRules(max_file_bytes=200_000)) as it:
         session_id = await it.new(message="hello")
         await it.ended(session_id, 1)
         assert await it.manager.manifest(ANNA, session_id) == ()

@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.workspace import (
     INLINE_TEXT_BYTES,
+    check_tree,
     content_of,
     file_of,
     raw_path,
@@ -118,16 +119,28 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FRAMES = st.dictionaries(
-    st.sampled_from(["path", "change", "size", "mtime", "encoding", "content", "sha256", "skipped"]),
+    st.sampled_from(["path", "change", "size", "mtime", "encoding", "content", "sha256", "omitted", "o"]),
     JSON
     | st.sampled_from(
-        ["created", "modified", "deleted", "utf-8", "base64", "a/b.txt", "data:text/html,x", "QQ=="]
+        [
+            "created",
+            "modified",
+            "deleted",
+            "utf-8",
+            "base64",
+            "a/b.txt",
+            "data:text/html,x",
+            "QQ==",
+            "unreadable",
+            "ab" * 32,
+        ]
     )
     | st.sampled_from([0, 1, 2**63, 10**400, -1, float("nan"), float("inf"), True]),
 )
 
 
 @given(FRAMES)
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first run makes a table of all characters
 def test_no_report_out_of_a_sandbox_does_harm(frame: dict[str, Any]) -> None:
     report = read_report(frame)
     if report is None:
@@ -135,6 +148,7 @@ def test_no_report_out_of_a_sandbox_does_harm(frame: dict[str, Any]) -> None:
     assert safe_path(report.file.path) == report.file.path
     assert 0 <= report.file.size_bytes < 2**53
     assert re.fullmatch("([0-9a-f]{64})?", report.file.sha256)
+    assert not (report.file.omitted and (report.content or report.file.sha256))
     assert type(report.file).model_validate_json(report.file.model_dump_json()) == report.file
     if report.content is not None:
         assert content_of(report.file) == report.content
@@ -163,3 +177,33 @@ def test_what_is_shown_inline_is_short_text() -> None:
     assert binary is not None
     assert binary.content == b"\xff"
     assert shown(binary).content is None
+
+
+@pytest.mark.parametrize(
+    ("paths", "given"),
+    [
+        (["a", "a/b"], ["a", "a/b"]),
+        (["a/b/c/d", "x", "a/b"], ["x", "a/b"]),
+        (["a"], ["a", "a"]),
+    ],
+)
+def test_files_that_cannot_all_be_are_refused(paths: list[str], given: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_tree(paths, given=given)
+    assert refused.value.code == "conflicting_paths"
+
+
+def test_files_beside_each_other_are_fine_and_one_may_stand_for_that_of_a_profile() -> None:
+    check_tree(["a", "ab", "b/a", "b/ab/c", "a b"], given=["a", "b/a"])
+
+
+def test_a_file_without_its_content_says_why() -> None:
+    base = {"path": "f", "change": "modified", "mtime": 0, "size": 2**40, "sha256": None, "o": 7}
+    for said, omitted in [("too_large", "too_large"), ("unreadable", "unreadable"), ("else", "too_large")]:
+        report = read_report({**base, "omitted": said})
+        assert report is not None
+        assert (report.file.omitted, report.file.sha256, report.offset) == (omitted, "", 7)
+        assert (report.file.size_bytes, shown(report)) == (2**40, report.file)
+    gone = read_report({"path": "f", "change": "deleted", "omitted": "too_large"})
+    assert gone is not None
+    assert gone.file.omitted is None

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.profile import ProfileFields
+from agent_runtime.profile import FileRules, ProfileFields
 
 _MIB: Final = 1024 * 1024
 _LARGEST_FILE: Final = 1 * _MIB
@@ -39,6 +39,7 @@ class Settings(ProfileFields):
     cors_origins: tuple[str, ...] = ()
     max_message_bytes: int = Field(default=_MIB, ge=1)
     max_file_bytes: int = Field(default=32 * _MIB, ge=1)
+    file_rules: FileRules = FileRules()
     sync_interval_s: float = Field(default=1.0, gt=0)
     interrupt_grace_s: float = Field(default=10.0, gt=0)
     wake_timeout_s: float = Field(default=60.0, gt=0)

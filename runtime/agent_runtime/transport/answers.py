@@ -12,7 +12,7 @@ from agent_runtime.blocks import Block, Subagent
 from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import Category
 from agent_runtime.frozen import Frozen
-from agent_runtime.profile import AgentProfile
+from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.records import ClientSession, QueuedMessage, Turn, WorkspaceFile
 
 
@@ -62,9 +62,14 @@ class TurnList(Frozen):
 
 
 class FileList(Frozen):
-    """The workspace's files by path, without content."""
+    """The workspace's files by path, without content; and the rules by which they are kept.
+
+    `at_limit`: as many are kept as the rules allow; there may be further ones.
+    """
 
     files: tuple[WorkspaceFile, ...]
+    rules: FileRules
+    at_limit: bool
 
 
 class ProfileList(Frozen):

@@ -23,7 +23,9 @@ _UNTYPED: Final = "application/octet-stream"
 async def list_files(call: Call) -> web.StreamResponse:
     """`GET /api/sessions/{sessionId}/files`."""
     files = await call.manager.manifest(call.principal, call.session_id)
-    return json_response(answers.FileList(files=files).to_json())
+    rules = await call.manager.file_rules(call.principal, call.session_id)
+    listed = answers.FileList(files=files, rules=rules, at_limit=len(files) >= rules.max_files)
+    return json_response(listed.to_json())
 
 
 async def get_file(call: Call) -> web.StreamResponse:

@@ -4,6 +4,7 @@ import base64
 
 import pytest
 
+from agent_runtime.profile import AgentProfile, FileRules
 from tests.runtime.transport.world import World, world
 
 PICTURE = bytes(range(256))
@@ -78,3 +79,34 @@ async def test_what_is_no_file_of_the_workspace_is_refused(path: str) -> None:
         assert status in {404, 422}
         assert problem["category"] in {"not_found", "validation"}
         assert "/work" not in problem["detail"]
+
+
+async def test_the_rules_are_shown_with_the_manifest() -> None:
+    rules = FileRules(ignore=("build-*",), max_file_bytes=10, max_files=4)
+    async with world(file_rules=rules) as w:
+        path = f"/api/sessions/{await with_files(w)}/files"
+        _, listed, _ = await w.call("GET", path)
+        assert listed["rules"] == {"ignore": ["build-*"], "maxFileBytes": 10, "maxFiles": 4}
+        assert listed["atLimit"], "four files are there"
+
+
+async def test_a_profile_may_have_rules_of_its_own_and_never_higher_caps() -> None:
+    own = AgentProfile(
+        profile_id="own", name="Own", file_rules=FileRules(ignore=("x",), max_files=7, max_file_bytes=2**20)
+    )
+    async with world(file_rules=FileRules(max_file_bytes=10), profiles=(own,)) as w:
+        session_id = await w.session(agentProfileRef="own")
+        _, listed, _ = await w.call("GET", f"/api/sessions/{session_id}/files")
+        assert listed["rules"] == {"ignore": ["x"], "maxFileBytes": 10, "maxFiles": 7}
+        assert not listed["atLimit"]
+
+
+@pytest.mark.parametrize("paths", [("a", "a/b"), ("x/y/z", "x"), ("same", "same")])
+async def test_files_that_cannot_all_be_are_refused(paths: tuple[str, ...]) -> None:
+    files = [{"path": path, "content": path} for path in paths]
+    async with world() as w:
+        body = {"agentProfileRef": "default", "workspaceFiles": files}
+        status, problem, _ = await w.call("POST", "/api/sessions", json=body)
+        assert (status, problem["code"]) == (422, "conflicting_paths")
+        _, listed, _ = await w.call("GET", "/api/sessions")
+        assert listed["sessions"] == []
