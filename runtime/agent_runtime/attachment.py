@@ -1,8 +1,8 @@
 """Attachment: the sandbox that a session is attached to, with its link, its feed and its reader.
 
 What a session does with a living sandbox is here: hand over a message, interrupt, bring files in,
-say goodbye, leave. How one comes to be is in `wake`; when each of these is done is decided by
-`lifecycle` and performed by `session`.
+say goodbye, detach, leave. How one comes to be is in `wake`; when each of these is done is decided by
+`lifecycle` and performed by `performer`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 
 _SYNC_TIMEOUT_S: Final = 60.0
 """A full look at a large workspace; beyond it a turn ends with what is known."""
+AGENT_END_S: Final = 15.0
+"""A runner ends by force what does not end politely within 10 s."""
 _GOODBYE_TIMEOUT_S: Final = 5.0
 """For the agent's polite end before its sandbox is stopped; it needs 30 ms."""
 
@@ -29,15 +31,25 @@ _GOODBYE_TIMEOUT_S: Final = 5.0
 class Attachment:
     """One sandbox while a session has it. `lost` says why it is of no more use, once it is.
 
-    `reader` is the task that listens; its owner sets it.
+    `tasks` are those that listen and watch; their owner adds them.
     """
 
     def __init__(self, session_id: str, link: RunnerLink, feed: RunnerFeed) -> None:
         self.link = link
         self.feed = feed
         self.lost: TurnError | None = None
-        self.reader: asyncio.Task[None] | None = None
+        self._seen_before = -1
+        self.tasks: list[asyncio.Task[None]] = []
         self._session_id = session_id
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was said, and nothing done, since a message was last handed over."""
+        return self.link.seen == self._seen_before
+
+    def expect(self) -> None:
+        """A message is about to be handed over."""
+        self._seen_before = self.link.seen
 
     async def listen(self) -> TurnError:
         """Read until the sandbox is of no more use; returns why, which is `lost` from then on."""
@@ -52,9 +64,12 @@ class Attachment:
         self.lost = self.lost or error
         return self.lost
 
-    async def deliver(self, turn_id: str, content: Content) -> None:
-        """Hand a message over. Raises `SandboxFault`."""
+    async def deliver(self, turn_id: str, content: Content, *, note: str | None = None) -> None:
+        """Hand a message over, behind a note of ours if there is one. Raises `SandboxFault`."""
         native = content if isinstance(content, str) else [part.to_json() for part in content]
+        if note is not None:
+            said = [{"type": "text", "text": native}] if isinstance(native, str) else native
+            native = [{"type": "text", "text": note}, *said]
         await self.link.command("message", uuid=turn_id, content=native)
 
     async def change_options(self, options: dict[str, Any]) -> None:
@@ -84,19 +99,28 @@ class Attachment:
         if self.link.silent:
             return
         try:
-            await self.link.command("close", timeout_s=_GOODBYE_TIMEOUT_S)
+            await self.end_agent(_GOODBYE_TIMEOUT_S)
         except SandboxFault as fault:
             _log.info("goodbye_unanswered", session_id=self._session_id, code=fault.code)
         await self.settle()
 
-    async def leave(self) -> None:
-        """Disconnect, stop reading and end the sandbox. Idempotent; raises no `RuntimeFault`."""
+    async def end_agent(self, timeout_s: float = AGENT_END_S) -> None:
+        """End the agent's process and keep the sandbox. Raises `SandboxFault`."""
+        await self.link.command("close", timeout_s=timeout_s)
+
+    async def detach(self) -> None:
+        """Disconnect and stop reading; the sandbox goes on. Idempotent."""
         self.feed.mute()
         await self.feed.quiet()  # what is in the log must be in the fold
         await self.link.close()
-        if self.reader is not None:
-            self.reader.cancel()
-            await asyncio.wait([self.reader])
+        for task in self.tasks:
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
+    async def leave(self) -> None:
+        """Detach and end the sandbox. Idempotent; raises no `RuntimeFault`."""
+        await self.detach()
         try:
             await self.link.sandbox.stop()
         except RuntimeFault as fault:

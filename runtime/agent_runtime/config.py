@@ -51,6 +51,9 @@ class RuntimeConfig:
         interrupt_grace_s: from the interrupt to the end of an agent that does not stop.
         wake_timeout_s: for a sandbox with a ready agent. orphan_timeout_s: a runner without a
         runtime ends itself.
+        agent_idle_timeout_s: an agent that rests so long is ended, and goes on natively at the next
+        message. sandbox_idle_timeout_s: so is a sandbox, after its files are stored.
+        session_idle_timeout_s: a session without sandbox and viewers then leaves memory.
     """
 
     persistence: PersistenceAdapter
@@ -78,3 +81,6 @@ class RuntimeConfig:
     interrupt_grace_s: float = 10.0
     wake_timeout_s: float = 60.0
     orphan_timeout_s: float = 600.0
+    agent_idle_timeout_s: float = 300.0
+    sandbox_idle_timeout_s: float = 1200.0
+    session_idle_timeout_s: float = 600.0

@@ -8,6 +8,7 @@ joining viewer gets is `Snapshot`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -72,12 +73,19 @@ class Conversation:
     Args:
         stored: blocks read back from the store, in rising index.
         has_older: whether the store holds blocks before these.
+        told_from: set while events are told again that were folded before: from this index on, an
+            index that no stored block has belongs to one that was not saved; see `told_again`.
     """
 
-    def __init__(self, stored: Sequence[StoredBlock] = (), *, has_older: bool = False) -> None:
+    def __init__(
+        self, stored: Sequence[StoredBlock] = (), *, has_older: bool = False, told_from: int | None = None
+    ) -> None:
         self._held = {entry.block.id: _Held(entry.index, entry.block) for entry in stored}
         self._next_index = stored[-1].index + 1 if stored else 0
         self._has_older = has_older
+        taken = {entry.index for entry in stored}
+        first = self._next_index if told_from is None else told_from
+        self._gaps = deque(index for index in range(first, self._next_index) if index not in taken)
         self._open: dict[str, None] = {}
         self._unanswered: dict[str, str] = {}
         self._answers: dict[str, str] = {}
@@ -148,6 +156,26 @@ class Conversation:
                 ended.append(_updated(subagent, {"status": SubagentStatus.CANCELLED.value}, turn_id))
         return ended
 
+    @property
+    def next_index(self) -> int:
+        """The index that the next new block gets."""
+        return self._gaps[0] if self._gaps else self._next_index
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any block is in the making."""
+        return bool(self._open)
+
+    @property
+    def has_live_subagents(self) -> bool:
+        """Whether any subagent that is held still works."""
+        return any(subagent.status in _LIVE_SUBAGENT for subagent in self.subagents())
+
+    def told_again(self) -> None:
+        """All that was folded before has been told again: blocks are in their order of appearance."""
+        self._gaps.clear()
+        self._held = dict(sorted(self._held.items(), key=lambda item: item[1].index))
+
     def trim(self, keep: int, *, unsaved: Collection[str]) -> None:
         """Let go of the oldest blocks beyond `keep` that are stored and that nothing waits for.
 
@@ -169,8 +197,7 @@ class Conversation:
     def _begin(self, block: Block) -> bool:
         held = self._held.get(block.id)
         if held is None:
-            self._held[block.id] = _Held(self._next_index, block)
-            self._next_index += 1
+            self._held[block.id] = _Held(self._take_index(), block)
         elif not _is_same(held.block, block):
             return False
         else:
@@ -178,6 +205,13 @@ class Conversation:
             held.pieces.clear()
         self._note(block)
         return True
+
+    def _take_index(self) -> int:
+        """The next free place: first those that blocks had which were never saved, in their order."""
+        if self._gaps:
+            return self._gaps.popleft()
+        self._next_index += 1
+        return self._next_index - 1
 
     def _note(self, block: Block) -> None:
         if block.state is BlockState.STREAMING:

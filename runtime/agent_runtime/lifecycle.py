@@ -6,9 +6,10 @@ inputs; both are named in `moves`. `TRANSITIONS` is the whole table (drawn in `d
 pair that is not in it raises `InvalidTransition` and changes nothing. `check` states what must hold
 after every step.
 
-    dormant   no sandbox            waking    a sandbox is on its way
-    ready     the agent rests       running   a turn is under way
-    stopping  the sandbox is ending failed    the last wake failed; the next message tries again
+    dormant     no sandbox              waking    an agent is on its way
+    ready       the agent rests         running   a turn is under way
+    hibernated  a sandbox, no agent     stopping  the sandbox is ending
+    failed      the last wake failed; the next message tries again
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import Any, Final, TypeAlias
 
 from agent_runtime.moves import (
     AgentBegan,
+    AgentIdle,
     AgentRested,
     AnnounceQueue,
     AnnounceStatus,
+    Attached,
     BeginTurn,
     CancelWake,
     Deliver,
     Effect,
+    EndAgent,
     EndTurn,
     EndUnbegun,
     Input,
@@ -34,7 +38,10 @@ from agent_runtime.moves import (
     InterruptWanted,
     MessageAccepted,
     PrewarmWanted,
+    SandboxIdle,
     SandboxLost,
+    Steer,
+    Steered,
     Stopped,
     StopSandbox,
     StopWanted,
@@ -51,8 +58,10 @@ class State:
     """All that decides what a session may do next.
 
     `turn` is the one under way; `queue` holds accepted turns in order; `interrupting` says that
-    the turn under way was asked to end, `autonomous` that the agent began it by itself. `attempt`
-    counts wakes, so that the late answer of one that was given up is known for what it is.
+    the turn under way was asked to end, `autonomous` that the agent began it by itself. `again` is a
+    turn that had begun when its sandbox died, before the agent did anything for it: it is tried once
+    more, and does not begin twice. `attempt` counts wakes, so that the late answer of one that was
+    given up is known for what it is.
     """
 
     phase: Phase = Phase.DORMANT
@@ -60,6 +69,7 @@ class State:
     queue: tuple[str, ...] = ()
     interrupting: bool = False
     autonomous: bool = False
+    again: str | None = None
     attempt: int = 0
 
 
@@ -89,7 +99,10 @@ def check(state: State) -> None:
     assert state.turn is not None or not (state.interrupting or state.autonomous)
     assert len(set(state.queue)) == len(state.queue)
     assert state.turn not in state.queue
-    assert not (state.queue and state.phase in {Phase.READY, Phase.DORMANT, Phase.FAILED})
+    assert not (state.queue and state.phase in _WITHOUT_QUEUE)
+
+
+_WITHOUT_QUEUE: Final = frozenset({Phase.READY, Phase.DORMANT, Phase.HIBERNATED, Phase.FAILED})
 
 
 # The moves. Each takes the state and the input that the table below pairs it with.
@@ -100,7 +113,52 @@ def _stay(state: State, _: Input) -> Step:
 
 
 def _enqueue(state: State, given: MessageAccepted) -> Step:
-    return replace(state, queue=(*state.queue, given.turn_id)), (AnnounceQueue(),)
+    """Wait; a message that may end what runs waits in front, and ends what is to run again."""
+    if given.manner != "interrupt":
+        return replace(state, queue=(*state.queue, given.turn_id)), (AnnounceQueue(),)
+    ends: tuple[Effect, ...] = ()
+    if state.again is not None and state.again in state.queue:
+        state, ends = _withdraw(state, InterruptWanted(state.again))
+    return replace(state, queue=(given.turn_id, *state.queue)), (*ends, AnnounceQueue())
+
+
+def _join(state: State, given: MessageAccepted) -> Step:
+    """A message in mid-turn."""
+    queued, effects = _enqueue(state, given)
+    if given.manner == "steer" and not state.interrupting:
+        return queued, (*effects, Steer(given.turn_id))
+    if given.manner == "interrupt":
+        interrupted, more = _interrupt(queued, InterruptWanted())
+        return interrupted, (*effects, *more)
+    return queued, effects
+
+
+def _steered(state: State, given: Steered) -> Step:
+    return _taken_in(state, (given.turn_id,))
+
+
+def _taken_in(state: State, turns: tuple[str, ...]) -> Step:
+    """Those of these turns that wait are over: the turn under way answers them."""
+    taken = tuple(turn for turn in state.queue if turn in turns)
+    if not taken:
+        return state, ()
+    state = replace(state, queue=tuple(turn for turn in state.queue if turn not in taken))
+    report = AgentTurnEnded(status=TurnStatus.COMPLETED, stop_reason="steered")
+    return state, (AnnounceQueue(), *_unbegun(state, taken, report))
+
+
+def _attached(state: State, given: Attached) -> Step:
+    """Go on in a sandbox of an earlier process. A message handed over twice is taken once."""
+    state = replace(state, queue=given.queue)
+    if given.turn_id is not None:
+        state = replace(state, phase=Phase.RUNNING, turn=given.turn_id, autonomous=given.autonomous)
+        deliver = () if given.autonomous else (Deliver(given.turn_id),)
+        return state, (AnnounceStatus(), *deliver)
+    if given.agent:
+        return _next(state)
+    if state.queue:
+        return _wake(state, given)
+    return replace(state, phase=Phase.HIBERNATED), (AnnounceStatus(),)
 
 
 def _wake_for_message(state: State, given: MessageAccepted) -> Step:
@@ -124,7 +182,8 @@ def _next(state: State, *, announce_queue: bool = True) -> Step:
     turn, *rest = state.queue
     state = replace(state, phase=Phase.RUNNING, turn=turn, queue=tuple(rest), interrupting=False)
     told: tuple[Effect, ...] = (AnnounceQueue(),) if announce_queue else ()
-    return state, (*told, AnnounceStatus(), BeginTurn(turn), Deliver(turn))
+    begin: tuple[Effect, ...] = () if turn == state.again else (BeginTurn(turn),)
+    return state, (*told, AnnounceStatus(), *begin, Deliver(turn))
 
 
 def _woken(state: State, given: Woken) -> Step:
@@ -139,9 +198,9 @@ def _wake_failed(state: State, given: WakeFailed) -> Step:
     return replace(state, phase=Phase.FAILED, queue=()), (*ends, AnnounceStatus())
 
 
-def _unbegun(turns: tuple[str, ...], report: AgentTurnEnded) -> tuple[Effect, ...]:
+def _unbegun(state: State, turns: tuple[str, ...], report: AgentTurnEnded) -> tuple[Effect, ...]:
     """A turn that never ran still begins and ends once, so that its message is not lost to view."""
-    return tuple(EndUnbegun(turn, report) for turn in turns)
+    return tuple(EndTurn(turn, report) if turn == state.again else EndUnbegun(turn, report) for turn in turns)
 
 
 def _agent_began(state: State, given: AgentBegan) -> Step:
@@ -158,8 +217,9 @@ def _agent_rested(state: State, given: AgentRested) -> Step:
         return state, ()  # our message is still to be answered
     if state.interrupting and report.status is TurnStatus.FAILED:
         report = replace(report, status=TurnStatus.CANCELLED, error=None)
+    state, taken = _taken_in(state, report.message_ids)
     after, effects = _next(replace(state, turn=None, autonomous=False))
-    return after, (EndTurn(state.turn, report), *effects)
+    return after, (*taken, EndTurn(state.turn, report), *effects)
 
 
 def _interrupt(state: State, given: InterruptWanted) -> Step:
@@ -176,7 +236,8 @@ def _withdraw(state: State, given: InterruptWanted) -> Step:
     if turn not in state.queue or turn is None:
         return state, ()
     state = replace(state, queue=tuple(each for each in state.queue if each != turn))
-    return state, (AnnounceQueue(), *_unbegun((turn,), AgentTurnEnded(status=TurnStatus.CANCELLED)))
+    report = AgentTurnEnded(status=TurnStatus.CANCELLED)
+    return state, (AnnounceQueue(), *_unbegun(state, (turn,), report))
 
 
 def _interrupt_expired(state: State, given: InterruptExpired) -> Step:
@@ -214,7 +275,7 @@ def _stop_report(given: StopWanted) -> AgentTurnEnded:
 
 def _let_go(state: State, report: AgentTurnEnded) -> tuple[Effect, ...]:
     """Those who wait will not be served."""
-    return (AnnounceQueue(), *_unbegun(state.queue, report)) if state.queue else ()
+    return (AnnounceQueue(), *_unbegun(state, state.queue, report)) if state.queue else ()
 
 
 def _stopped(state: State, _: Stopped) -> Step:
@@ -224,6 +285,9 @@ def _stopped(state: State, _: Stopped) -> Step:
 
 
 def _lost(state: State, given: SandboxLost) -> Step:
+    if given.untouched and _may_try_again(state):
+        retried = replace(_stopping(state), again=state.turn, queue=(*_under_way(state), *state.queue))
+        return retried, (AnnounceStatus(), StopSandbox())
     ends: tuple[Effect, ...] = ()
     if state.turn is not None:
         report = AgentTurnEnded(status=TurnStatus.FAILED, error=given.error)
@@ -234,15 +298,35 @@ def _lost(state: State, given: SandboxLost) -> Step:
     return state, (*ends, AnnounceStatus(), StopSandbox())
 
 
+def _may_try_again(state: State) -> bool:
+    """Once, and only what a user asked for and still wants."""
+    return not (state.interrupting or state.autonomous or state.turn == state.again)
+
+
+def _under_way(state: State) -> tuple[str, ...]:
+    return (state.turn,) if state.turn is not None else ()
+
+
+def _hibernate(state: State, _: Input) -> Step:
+    return replace(state, phase=Phase.HIBERNATED), (EndAgent(), AnnounceStatus())
+
+
+def _put_away(state: State, _: Input) -> Step:
+    return replace(state, phase=Phase.STOPPING), (AnnounceStatus(), StopSandbox())
+
+
 _Move: TypeAlias = Callable[[State, Any], Step]
 
 _EVERYWHERE: Final[dict[type, _Move]] = {
     AgentBegan: _stay,
+    AgentIdle: _stay,
     AgentRested: _stay,
     InterruptWanted: _withdraw,
     InterruptExpired: _stay,
     PrewarmWanted: _stay,
+    SandboxIdle: _stay,
     SandboxLost: _stay,
+    Steered: _stay,
     StopWanted: _stay,
     WakeFailed: _stay,
     Woken: _stay,
@@ -250,7 +334,7 @@ _EVERYWHERE: Final[dict[type, _Move]] = {
 """What no phase minds: it comes too late, or finds nothing to do."""
 
 _TABLE: Final[dict[Phase, dict[type, _Move]]] = {
-    Phase.DORMANT: {MessageAccepted: _wake_for_message, PrewarmWanted: _wake},
+    Phase.DORMANT: {MessageAccepted: _wake_for_message, PrewarmWanted: _wake, Attached: _attached},
     Phase.FAILED: {MessageAccepted: _wake_for_message, PrewarmWanted: _wake},
     Phase.WAKING: {
         MessageAccepted: _enqueue,
@@ -261,11 +345,21 @@ _TABLE: Final[dict[Phase, dict[type, _Move]]] = {
     Phase.READY: {
         MessageAccepted: _run,
         AgentBegan: _agent_began,
+        AgentIdle: _hibernate,
+        SandboxIdle: _put_away,
+        StopWanted: _stop,
+        SandboxLost: _lost,
+    },
+    Phase.HIBERNATED: {
+        MessageAccepted: _wake_for_message,
+        PrewarmWanted: _wake,
+        SandboxIdle: _put_away,
         StopWanted: _stop,
         SandboxLost: _lost,
     },
     Phase.RUNNING: {
-        MessageAccepted: _enqueue,
+        MessageAccepted: _join,
+        Steered: _steered,
         AgentRested: _agent_rested,
         InterruptWanted: _interrupt,
         InterruptExpired: _interrupt_expired,

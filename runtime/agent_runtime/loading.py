@@ -8,24 +8,35 @@ Who may ask for a session is the manager's business; what a session does is its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Conversation
-from agent_runtime.errors import AgentFault, NotFound, RuntimeFault
-from agent_runtime.ports import Agent, PersistenceAdapter
+from agent_runtime.errors import AgentFault, NotFound, PersistenceFault, RuntimeFault
+from agent_runtime.ports import Agent, BlockPage, PersistenceAdapter
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import ClientSession, SessionRecord, Turn, TurnError, TurnStatus
+from agent_runtime.records import (
+    ClientSession,
+    Phase,
+    RuntimeStatus,
+    SessionRecord,
+    Turn,
+    TurnError,
+    TurnStatus,
+)
 from agent_runtime.session import AgentSession
 from agent_runtime.tasks import Tasks
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
 
-_CLOSE_BOUND_S: Final = 30.0
+_STOP_BOUND_S: Final = 30.0
 """For all sessions to sync and stop: longer than a slow sync, shorter than an orchestrator's patience."""
+_DETACH_BOUND_S: Final = 3.0
+"""For all sessions to save what they have, and then to let go."""
+_SHORTEST_SWEEP_S: Final = 0.01
 _BLOCKS: Final = 200
 _TURNS: Final = 100
 """How many are read at once in search of unfinished ones; a queue is shorter (`turns.MAX_WAITING`)."""
@@ -50,23 +61,66 @@ class Loaded:
         self._sessions: dict[str, AgentSession] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = Tasks()
+        self._running: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Begin; nothing can be loaded before."""
         await self._tasks.open()
 
-    async def close(self, why: TurnError) -> None:
-        """Stop all sessions together, within `_CLOSE_BOUND_S`; end by force what is not done then."""
+    async def close(self) -> None:
+        """Let all sessions go, their sandboxes left alive, within `_DETACH_BOUND_S`.
+
+        What a store does not take in time is not lost while its sandbox lives: the runner keeps it.
+        """
+        self.closing = True
+        leaving = [self._tasks.spawn(self._detach(session)) for session in self._sessions.values()]
+        if leaving:
+            await asyncio.wait(leaving, timeout=_DETACH_BOUND_S)
+        for session in tuple(self._sessions.values()):
+            session.close(detach=True)
+        if self._running:
+            await asyncio.wait(self._running, timeout=_DETACH_BOUND_S)
+        await self._tasks.close()
+
+    async def stop_all(self, why: TurnError) -> None:
+        """Stop all sessions together, within `_STOP_BOUND_S`; nothing can be loaded afterwards."""
         self.closing = True
         stops = [self._tasks.spawn(self.unload(session, why)) for session in self._sessions.values()]
         if stops:
-            await asyncio.wait(stops, timeout=_CLOSE_BOUND_S)
-        await self._tasks.close()
+            await asyncio.wait(stops, timeout=_STOP_BOUND_S)
+
+    async def put_away_idle(self, idle_s: float, *, viewed: Callable[[str], bool]) -> None:
+        """Let sessions go that nobody used for so long; runs until cancelled."""
+        while True:
+            await asyncio.sleep(max(idle_s / 4, _SHORTEST_SWEEP_S))
+            for session in tuple(self._sessions.values()):
+                if session.quiet_s() >= idle_s and not viewed(session.session_id):
+                    await self._put_away(session)
+
+    async def _put_away(self, session: AgentSession) -> None:
+        async with self.lock(session.session_id):
+            if self._sessions.get(session.session_id) is session and session.quiet_s() > 0:
+                session.close(detach=True)
+                self._forget(session)
+                await self._config.log.drop(session.session_id)
+        record = session.recorder.record
+        self._on_change(ClientSession.of(record, RuntimeStatus(is_loaded=False, phase=Phase.DORMANT)))
+
+    @staticmethod
+    async def _detach(session: AgentSession) -> None:
+        try:
+            await session.recorder.flush()
+        finally:
+            session.close(detach=True)
 
     def check_open(self) -> None:
         """Raises `RuntimeFault` (`runtime_stopped`) once `close` began."""
         if self.closing:
             raise RuntimeFault("The runtime is stopping.", code="runtime_stopped", retryable=True)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something in the background until `close`."""
+        self._tasks.spawn(work)
 
     def find(self, session_id: str) -> AgentSession | None:
         """The session, if it is in memory."""
@@ -96,6 +150,7 @@ class Loaded:
         async with self.lock(session_id):
             session = self._sessions.get(session_id)
             if session is not None:
+                session.used_at = asyncio.get_running_loop().time()
                 return session
             self.check_open()
             record = await self._config.persistence.load_session(session_id)
@@ -107,7 +162,12 @@ class Loaded:
             )
             self.check_open()  # nobody would end a session that `close` did not see
             self._sessions[session_id] = session
-            self._tasks.spawn(self._run(session))
+            running = self._tasks.spawn(self._run(session))
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
+            if not await session.taken_up():
+                self.check_open()
+                raise PersistenceFault("The session could not be taken up; try again.")
             return session
 
     async def unload(self, session: AgentSession, why: TurnError | None) -> None:
@@ -140,11 +200,15 @@ async def load(
 ) -> AgentSession:
     """Build the session. Raises `PersistenceFault`."""
     store = config.persistence
-    page = await store.load_blocks(record.session_id, limit=_BLOCKS)
+    page = await _newest_blocks(store, record)
     newest = await store.load_turns(record.session_id, limit=1)
     recorder = Recorder(
         record,
-        Conversation(page.blocks, has_older=page.has_more),
+        Conversation(
+            page.blocks,
+            has_older=page.has_more,
+            told_from=record.checkpoint.next_index if record.checkpoint else None,
+        ),
         files=await store.load_manifest(record.session_id),
         position=await config.log.head(record.session_id),
         log=config.log,
@@ -157,9 +221,18 @@ async def load(
         _surroundings(config, agent),
         profile=profile,
         unfinished=await _unfinished(store, record.session_id),
-        interrupt_grace_s=config.interrupt_grace_s,
         on_change=on_change,
     )
+
+
+async def _newest_blocks(store: PersistenceAdapter, record: SessionRecord) -> BlockPage:
+    """The newest blocks: a page of them, or all that may be told again, if that is more."""
+    page = await store.load_blocks(record.session_id, limit=_BLOCKS)
+    first = record.checkpoint.next_index if record.checkpoint else None
+    while first is not None and page.has_more and page.blocks[0].index > first:
+        older = await store.load_blocks(record.session_id, limit=_BLOCKS, before=page.blocks[0].index)
+        page = BlockPage(older.blocks + page.blocks, older.has_more)
+    return page
 
 
 async def _unfinished(store: PersistenceAdapter, session_id: str) -> tuple[Turn, ...]:
@@ -184,4 +257,7 @@ def _surroundings(config: RuntimeConfig, agent: Agent) -> Surroundings:
         orphan_timeout_s=config.orphan_timeout_s,
         wake_timeout_s=config.wake_timeout_s,
         file_rules=config.file_rules,
+        interrupt_grace_s=config.interrupt_grace_s,
+        agent_idle_s=config.agent_idle_timeout_s,
+        sandbox_idle_s=config.sandbox_idle_timeout_s,
     )

@@ -18,12 +18,15 @@ from agent_runtime.moves import Effect, Input
 class Machine:
     """The state moves at once, at `feed`; what follows from it happens in `run`, one by one.
 
+    `moved_at` is the loop's time of the last input.
+
     Args:
         moved: called after each move.
     """
 
     def __init__(self, *, moved: Callable[[], None]) -> None:
         self.state = State()
+        self.moved_at = asyncio.get_running_loop().time()
         self._moved = moved
         self._effects: deque[Effect] = deque()
         self._wanted = asyncio.Event()
@@ -35,6 +38,7 @@ class Machine:
         """Make a move. After `end` the state still moves, and nothing follows."""
         self.state, effects = lifecycle.step(self.state, given)
         lifecycle.check(self.state)
+        self.moved_at = asyncio.get_running_loop().time()
         self._moved()
         if effects and not self._over:
             self._effects.extend(effects)

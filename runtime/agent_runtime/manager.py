@@ -4,18 +4,23 @@ Every call names a principal; a session of another owner looks absent. A session
 its first use on (`loading`). What a session does is in `session`; how it is spoken to from outside is
 in `transport`.
 
-Closing: 1. no new session is loaded; 2. all sessions stop together, each as `session` describes,
-within a bound; 3. provider, gateway, log and store are closed.
+Opening: what an earlier process of this runtime left is taken up: sessions with a sandbox, a turn under
+way or turns that wait; sandboxes that no session knows are ended.
+
+Closing: 1. no new session is loaded; 2. all sessions let go together, their sandboxes and turns going
+on without us, within a bound; 3. provider, gateway, log and store are closed. Who wants nothing to go
+on calls `stop_all` before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 
@@ -33,18 +38,20 @@ from agent_runtime.records import (
     ClientSession,
     Phase,
     RuntimeStatus,
+    SandboxRef,
     SessionRecord,
     Turn,
     TurnError,
     WorkspaceFile,
 )
-from agent_runtime.session import AgentSession, SendReceipt
+from agent_runtime.session import AgentSession, SendReceipt, WhenBusy
 from agent_runtime.workspace import check_tree, file_of, safe_path
 
 _log = structlog.get_logger(__name__)
 
 _PROBE_S: Final = 2.0
 """For the store to answer when somebody asks whether we are ready."""
+_TAKEN_UP_AT_ONCE: Final = 16
 _REPEATABLE: Final = uuid.UUID("6f6e9b0a-5d0e-4a51-9a0c-7d1f6c1c2d11")
 """Namespace of session ids made from an idempotency key: the same owner and key give the same id."""
 
@@ -82,9 +89,11 @@ class SessionManager:
         self._changes = Changes()
         self._closed = False
         self._loaded = Loaded(config, profile=self.profile, on_change=self._changed)
+        self._taking_up = asyncio.Semaphore(_TAKEN_UP_AT_ONCE)
+        self._viewers: Counter[str] = Counter()
 
     async def open(self) -> None:
-        """Open the store, end the sandboxes that an earlier process of this runtime left, try one out.
+        """Open the store, begin to take up what an earlier process left, try a sandbox out.
 
         Trying out now spares the first message the time for it; without sandboxes the runtime still
         serves what is stored, and says so.
@@ -92,13 +101,20 @@ class SessionManager:
         try:
             await self._persistence.open()
             await self._loaded.open()
-            await self._end_leftovers()
+            await self._take_up()
+            self._loaded.spawn(
+                self._loaded.put_away_idle(self._config.session_idle_timeout_s, viewed=self._is_viewed)
+            )
             found = await self._config.sandboxes.probe()
             if not found.available:
                 _log.warning("no_sandboxes", provider=found.provider, reasons=found.reasons)
         except BaseException:
             await self.close()
             raise
+
+    async def stop_all(self) -> None:
+        """End all sandboxes, and turns under way with `runtime_stopped`; only `close` may follow."""
+        await self._loaded.stop_all(_STOPPED)
 
     async def close(self) -> None:
         """See the module. Idempotent."""
@@ -110,7 +126,7 @@ class SessionManager:
             last.push_async_callback(self.log.close)
             last.push_async_callback(self._config.gateway.aclose)
             last.push_async_callback(self._config.sandboxes.close)
-            await self._loaded.close(_STOPPED)
+            await self._loaded.close()
 
     # Sessions.
 
@@ -236,7 +252,7 @@ class SessionManager:
         content: Content,
         *,
         message_id: str | None,
-        when_busy: Literal["queue", "reject"],
+        when_busy: WhenBusy,
     ) -> SendReceipt:
         """Accept a message; durable on return.
 
@@ -322,6 +338,20 @@ class SessionManager:
 
     # The whole.
 
+    @contextmanager
+    def viewing(self, session_id: str) -> Iterator[None]:
+        """While somebody follows a session's log, the session stays in memory and its log whole."""
+        self._viewers[session_id] += 1
+        try:
+            yield
+        finally:
+            self._viewers[session_id] -= 1
+            if not self._viewers[session_id]:
+                del self._viewers[session_id]
+
+    def _is_viewed(self, session_id: str) -> bool:
+        return session_id in self._viewers
+
     def watch(self, principal: Principal, on_change: Callable[[SessionChange], None]) -> Callable[[], None]:
         """Be called at each change of the principal's session list; returns how to end that."""
         return self._changes.watch(principal.owner, on_change)
@@ -374,14 +404,31 @@ class SessionManager:
                 await self._persistence.save_files(record.session_id, files)
             return made
 
-    async def _end_leftovers(self) -> None:
-        """Sandboxes of an earlier process: their sessions are synced up to the last interval."""
-        for ref in await self._config.sandboxes.list(self._config.runtime_id):
+    async def _take_up(self) -> None:
+        """What an earlier process of this runtime left; sandboxes first, before there are new ones."""
+        living = await self._config.sandboxes.list(self._config.runtime_id)
+        unfinished = await self._persistence.unfinished_sessions()
+        known = {record.sandbox.sandbox_id for record in unfinished if record.sandbox is not None}
+        for record in unfinished:
+            self._loaded.spawn(self._load_again(record.session_id))
+        for ref in living:
+            if ref.sandbox_id not in known:
+                self._loaded.spawn(self._end_leftover(ref))
+
+    async def _load_again(self, session_id: str) -> None:
+        async with self._taking_up:
             try:
-                sandbox = await self._config.sandboxes.attach(ref)
-                await sandbox.stop()
-            except RuntimeFault as fault:
-                _log.warning("leftover_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
+                await self._loaded.load(session_id)
+            except RuntimeFault as fault:  # whoever asks for the session tries again
+                _log.warning("session_not_taken_up", session_id=session_id, code=fault.code)
+
+    async def _end_leftover(self, ref: SandboxRef) -> None:
+        """A sandbox whose wake was not over: its session does not know it."""
+        try:
+            sandbox = await self._config.sandboxes.attach(ref)
+            await sandbox.stop()
+        except RuntimeFault as fault:
+            _log.warning("leftover_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
 
     def _shown(self, record: SessionRecord) -> ClientSession:
         loaded = self._loaded.find(record.session_id)

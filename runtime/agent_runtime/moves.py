@@ -7,10 +7,13 @@ durations are the shell's business. Which input leads to which effects is the ta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from agent_runtime.ports import AgentTurnEnded
 from agent_runtime.records import TurnError
+
+Manner: TypeAlias = Literal["queue", "steer", "interrupt"]
+"""What a message does that arrives in mid-turn: wait, join that turn, or end it and come next."""
 
 # What may happen to a session.
 
@@ -20,6 +23,28 @@ class MessageAccepted:
     """A user's message is durable; it is this turn."""
 
     turn_id: str
+    manner: Manner = "queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """The agent took the message of a waiting turn while another was under way."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A sandbox of an earlier process was found alive, with all that it said since dealt with.
+
+    `turn_id` is the turn that was under way, `autonomous` whether the agent had begun it by itself;
+    `queue` are those that waited. `agent`: its agent's process is there.
+    """
+
+    turn_id: str | None
+    queue: tuple[str, ...]
+    autonomous: bool
+    agent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +109,29 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class SandboxLost:
-    """The sandbox, or the agent in it, died by itself."""
+    """The sandbox, or the agent in it, died by itself.
+
+    `untouched`: nothing was said or done in it since the message of the turn under way was handed over.
+    """
 
     error: TurnError
+    untouched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdle:
+    """The agent has had nothing to do for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxIdle:
+    """The sandbox has had nothing to do for long."""
 
 
 Input: TypeAlias = (
     MessageAccepted
+    | Steered
+    | Attached
     | PrewarmWanted
     | Woken
     | WakeFailed
@@ -101,6 +142,8 @@ Input: TypeAlias = (
     | StopWanted
     | Stopped
     | SandboxLost
+    | AgentIdle
+    | SandboxIdle
 )
 
 # What the shell is asked to do, in order.
@@ -108,7 +151,7 @@ Input: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Make a sandbox and start the agent; answered by `Woken` or `WakeFailed`."""
+    """Start the agent, in a new sandbox where there is none; answered by `Woken` or `WakeFailed`."""
 
     attempt: int
 
@@ -128,6 +171,13 @@ class BeginTurn:
 @dataclass(frozen=True, slots=True)
 class Deliver:
     """Hand the turn's message to the agent."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """Hand a waiting turn's message to the agent in mid-turn; `Steered` where the agent takes it."""
 
     turn_id: str
 
@@ -164,6 +214,11 @@ class StopSandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class EndAgent:
+    """End the agent politely; its sandbox stays."""
+
+
+@dataclass(frozen=True, slots=True)
 class AnnounceQueue:
     """Tell who waits."""
 
@@ -178,10 +233,12 @@ Effect: TypeAlias = (
     | CancelWake
     | BeginTurn
     | Deliver
+    | Steer
     | Interrupt
     | EndTurn
     | EndUnbegun
     | StopSandbox
+    | EndAgent
     | AnnounceQueue
     | AnnounceStatus
 )

@@ -1,9 +1,9 @@
 """Performer: carries out the effects that `lifecycle` asks for, one session's sandbox in hand.
 
-    Wake, CancelWake         a sandbox comes to be in a task of its own (`wake`), or is given up
-    Deliver, Interrupt       said to the agent through the `attachment`
-    BeginTurn, EndTurn, ...  recorded and announced (`turns`, `recorder`)
-    StopSandbox              synced, left and ended
+    Wake, CancelWake           an agent comes to be in a task of its own, or is given up (`holder`)
+    Deliver, Steer, Interrupt  said to the agent through the `attachment`
+    BeginTurn, EndTurn, ...    recorded and announced (`turns`, `recorder`)
+    EndAgent, StopSandbox      hibernated; synced, left and ended
 
 What comes of an effect goes back into the `machine` as an input. What callers may ask of a session
 is next door, in `session`; that also owns the tasks.
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import structlog
@@ -22,31 +21,29 @@ import structlog
 from agent_runtime import moves
 from agent_runtime.attachment import Attachment, turn_error
 from agent_runtime.blocks import Content
-from agent_runtime.errors import Conflict, RuntimeFault, SandboxFault
-from agent_runtime.events import OptionsChanged, QueueChanged, SessionStatus, WorkspaceRestored
+from agent_runtime.errors import Conflict, SandboxFault
+from agent_runtime.events import OptionsChanged, QueueChanged, SessionStatus
+from agent_runtime.holder import Holder
 from agent_runtime.machine import Machine
 from agent_runtime.moves import Effect
 from agent_runtime.ports import AgentIdentity, AgentTurnBegan, AgentTurnEnded
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import ClientSession, Phase, RuntimeStatus, SandboxStatus, TurnError, TurnStatus
-from agent_runtime.runner_feed import UNEXPECTED, AgentGone, Heard, RunnerFeed
-from agent_runtime.runner_link import RunnerLink
-from agent_runtime.tasks import unhindered
+from agent_runtime.records import ClientSession, Phase, RuntimeStatus, TurnStatus
+from agent_runtime.runner_feed import AgentGone, Heard
 from agent_runtime.turns import Turns
-from agent_runtime.wake import Awake, Surroundings, wake
+from agent_runtime.wake import Surroundings
 
 _log = structlog.get_logger(__name__)
 
 _WITH_AGENT: Final = frozenset({Phase.RUNNING, Phase.READY})
-_ON_THE_WAY: Final = frozenset({Phase.RUNNING, Phase.READY, Phase.WAKING})
 
 
 class Performer:
     """One session's hands. `spawn` begins a task that its owner awaits; set it before `perform`.
 
     Args:
-        profile: asked for at each wake, so that a changed profile counts from the next sandbox on.
+        profile: asked for at each wake, so that a changed profile counts from the next one on.
         on_change: called when what a session list shows has changed.
     """
 
@@ -57,30 +54,37 @@ class Performer:
         around: Surroundings,
         *,
         profile: Callable[[str], Awaitable[AgentProfile]],
-        interrupt_grace_s: float,
         on_change: Callable[[ClientSession], None],
     ) -> None:
         self.machine = Machine(moved=self._moved)
-        self.spawn: Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]] = _not_yet
+        self.holder = Holder(
+            recorder,
+            around,
+            self.machine,
+            profile=profile,
+            say=self._announce,
+            turn_id=self._turn_id,
+            heard=self._heard,
+            follow_options=self._follow_options,
+        )
         self._recorder = recorder
         self._turns = turns
         self._around = around
-        self._profile = profile
-        self._interrupt_grace_s = interrupt_grace_s
         self._on_change = on_change
         self._session_id = recorder.session_id
         self._status_message: str | None = None
         self._changing_options = asyncio.Lock()
-        self._attached: Attachment | None = None
-        self._waking: asyncio.Task[None] | None = None
+        self._steering: dict[str, asyncio.Future[bool]] = {}
         self._how: dict[type, Callable[[Any], Awaitable[None]]] = {
             moves.Wake: self._begin_wake,
             moves.CancelWake: self._cancel_wake,
             moves.BeginTurn: self._begin_turn,
             moves.Deliver: self._begin_delivery,
+            moves.Steer: self._begin_steering,
             moves.Interrupt: self._begin_interrupt,
             moves.EndTurn: self._end_turn,
             moves.EndUnbegun: self._end_unbegun,
+            moves.EndAgent: self._end_agent,
             moves.StopSandbox: self._stop_sandbox,
             moves.AnnounceQueue: self._announce_queue,
             moves.AnnounceStatus: self._announce_status,
@@ -96,13 +100,22 @@ class Performer:
 
     async def settle(self) -> None:
         """Bring the workspace's present state in, where there is a sandbox to ask."""
-        if self._attached is not None and self.machine.state.phase is not Phase.WAKING:
-            await self._attached.settle()
+        if self.holder.attached is not None and self.machine.state.phase is not Phase.WAKING:
+            await self.holder.attached.settle()
+
+    async def steered(self, turn_id: str, within_s: float) -> bool:
+        """Whether the agent took a message into the running turn; False when that is not known in time."""
+        outcome = self._steering.setdefault(turn_id, asyncio.get_running_loop().create_future())
+        try:
+            async with asyncio.timeout(within_s):
+                return await outcome
+        except TimeoutError:
+            return False
+        finally:
+            self._steering.pop(turn_id, None)
 
     def _moved(self) -> None:
-        """What the agent says while its sandbox is ended belongs to no turn."""
-        if self._attached is not None and self.machine.state.phase not in _ON_THE_WAY:
-            self._attached.feed.mute()
+        self.holder.mute_when_leaving()
 
     async def update_options(self, options: dict[str, Any]) -> None:
         """Change session options; a running agent follows.
@@ -113,11 +126,15 @@ class Performer:
         async with self._changing_options:
             before = self._recorder.record.session_options
             merged = self._around.agent.check_options({**before, **options})
-            if self._attached is not None and self.machine.state.phase in _WITH_AGENT:
-                await self._tell_options(self._attached, before, merged)
+            if self.holder.attached is not None and self.machine.state.phase in _WITH_AGENT:
+                await self._tell_options(self.holder.attached, before, merged)
             await self._recorder.update_record(session_options=merged)
             await self._recorder.publish([OptionsChanged(session_options=merged)])
         self._on_change(self.shown())
+
+    async def _follow_options(self, attached: Attachment, started_with: dict[str, Any]) -> None:
+        async with self._changing_options:
+            await self._tell_options(attached, started_with, self._recorder.record.session_options)
 
     async def _tell_options(
         self, attached: Attachment, before: dict[str, Any], after: dict[str, Any]
@@ -130,15 +147,6 @@ class Performer:
             if fault.code != "runner_refused":
                 raise
             raise Conflict(fault.detail, code="options_refused", session_id=self._session_id) from fault
-
-    async def leave_nothing(self) -> None:
-        """End the sandbox, if there is one, and its way out. Idempotent."""
-        attached, self._attached = self._attached, None
-        try:
-            if attached is not None:
-                await attached.leave()
-        finally:
-            await self._around.gateway.close(self._session_id)
 
     async def _announce_queue(self, _: moves.AnnounceQueue) -> None:
         queue = self._turns.queue(self.machine.state.queue)
@@ -153,115 +161,88 @@ class Performer:
         self._on_change(self.shown())
 
     async def _begin_wake(self, effect: moves.Wake) -> None:
-        self._waking = self.spawn("wake", self._wake(effect.attempt))
-
-    async def _wake(self, attempt: int) -> None:
-        bound_s = self._around.wake_timeout_s
-        try:
-            async with asyncio.timeout(bound_s):
-                profile = await self._profile(self._recorder.record.agent_profile_reference)
-                awake = await wake(
-                    self._recorder, profile, self._around, say=self._announce, read=self._listen_to
-                )
-            error = await self._woken(attempt, awake)
-        except RuntimeFault as fault:
-            error = turn_error(fault)
-        except TimeoutError:
-            message = f"There was no sandbox with a ready agent within {bound_s:g} s."
-            error = TurnError(code="sandbox_timeout", message=message, retryable=True)
-        except Exception:
-            _log.exception("wake_failed", session_id=self._session_id)
-            error = UNEXPECTED
-        if error is not None:
-            _log.warning("wake_failed", session_id=self._session_id, code=error.code, detail=error.message)
-            await unhindered(self.leave_nothing())
-            self.machine.feed(moves.WakeFailed(attempt, error))
-
-    async def _woken(self, attempt: int, awake: Awake) -> TurnError | None:
-        """Record the new sandbox and go on, or say why it is of no use after all."""
-        record = self._recorder.record
-        before = record.last_sandbox_id
-        ref = awake.link.sandbox.ref
-        restarts = record.restart_count + (before is not None)
-        await self._recorder.update_record(
-            sandbox=ref, last_sandbox_id=ref.sandbox_id, restart_count=restarts
-        )
-        if before is not None:
-            restored = WorkspaceRestored(
-                from_sandbox_id=before, restored_files=awake.restored, lost_paths=awake.lost or None
-            )
-            await self._recorder.publish([restored])
-        assert self._attached is not None
-        async with self._changing_options:  # somebody may have changed them while we woke
-            await self._tell_options(self._attached, awake.options, self._recorder.record.session_options)
-            if self._attached.lost is None:
-                self.machine.feed(moves.Woken(attempt))
-            return self._attached.lost
+        self.holder.begin_wake(effect.attempt)
 
     async def _cancel_wake(self, _: moves.CancelWake) -> None:
-        if self._waking is not None and not self._waking.done():
-            self._waking.cancel()
-            await asyncio.wait([self._waking])
-        if self._attached is not None:  # it was just done
+        await self.holder.cancel_wake()
+        if self.holder.attached is not None:  # it was just done, or was there before
             await self._stop_sandbox()
-
-    def _listen_to(self, link: RunnerLink) -> None:
-        feed = RunnerFeed(
-            link,
-            self._around.agent.translator(),
-            self._recorder,
-            turn_id=self._turn_id,
-            report=partial(self._heard, link),
-        )
-        self._attached = Attachment(self._session_id, link, feed)
-        self._attached.reader = self.spawn("listen", self._listen(self._attached))
-
-    async def _listen(self, attached: Attachment) -> None:
-        error = await attached.listen()
-        if attached is self._attached:  # else we left it ourselves
-            self.machine.feed(moves.SandboxLost(error))
 
     def _turn_id(self) -> str | None:
         return self._turns.current.turn_id if self._turns.current else None
 
-    async def _heard(self, link: RunnerLink, heard: Heard) -> None:
+    async def _heard(self, heard: Heard) -> None:
         """Take a report of the agent to the lifecycle; return when what follows is done."""
-        if self._attached is None or link is not self._attached.link:
-            return  # a sandbox that we have left
         match heard:
             case AgentIdentity():
-                await self._recorder.update_record(agent_session_id=heard.agent_session_id)
+                if heard.agent_session_id != self._recorder.record.agent_session_id:
+                    await self._recorder.update_record(agent_session_id=heard.agent_session_id)
             case AgentTurnBegan():
                 self.machine.feed(moves.AgentBegan(str(uuid.uuid4())))
             case AgentTurnEnded():
                 self.machine.feed(moves.AgentRested(heard))
             case AgentGone():
-                self._attached.lost = heard.error
                 self.machine.feed(moves.SandboxLost(heard.error))
         await self.machine.idle()
 
     async def _begin_delivery(self, effect: moves.Deliver) -> None:
         """In a task of its own: an interrupt must not wait for a runner that does not answer."""
-        if self._attached is not None and self._turn_id() == effect.turn_id:
-            delivery = self._deliver(self._attached, effect.turn_id, self._turns.said)
-            self.spawn("deliver", delivery)
+        attached = self.holder.attached
+        if attached is not None and self._turn_id() == effect.turn_id:
+            if not self._recorder.silent:
+                attached.expect()
+            self.holder.spawn("deliver", self._deliver(attached, effect.turn_id, self._turns.said))
 
     async def _deliver(self, attached: Attachment, turn_id: str, content: Content) -> None:
+        note = self._recorder.record.untold
+        if isinstance(content, str) and content.startswith("/"):
+            note = None  # an order to the agent must come as it is; the next message brings the note
+        try:
+            await attached.deliver(turn_id, content, note=note)
+        except SandboxFault as fault:
+            if attached is self.holder.attached:
+                lost = moves.SandboxLost(turn_error(fault), untouched=attached.untouched)
+                self.machine.feed(lost)
+        else:
+            if note is not None:
+                await self._recorder.update_record(untold=None)
+
+    async def _begin_steering(self, effect: moves.Steer) -> None:
+        waiting = self._turns.waiting(effect.turn_id)
+        if self.holder.attached is not None and waiting is not None:
+            steering = self._steer(self.holder.attached, effect.turn_id, waiting)
+            self.holder.spawn("steer", steering)
+
+    async def _steer(self, attached: Attachment, turn_id: str, content: Content) -> None:
+        taken = False
         try:
             await attached.deliver(turn_id, content)
+            taken = self.machine.state.turn != turn_id  # else the other turn had just ended
+            self.machine.feed(moves.Steered(turn_id))
         except SandboxFault as fault:
-            if attached is self._attached:
-                self.machine.feed(moves.SandboxLost(turn_error(fault)))
+            _log.info("not_steered", session_id=self._session_id, code=fault.code)
+        outcome = self._steering.get(turn_id)
+        if outcome is not None and not outcome.done():
+            outcome.set_result(taken)
 
     async def _begin_turn(self, effect: moves.BeginTurn) -> None:
-        await self._turns.begin(effect.turn_id)
+        await self._turns.begin(effect.turn_id, **await self._checkpoint())
+
+    async def _checkpoint(self) -> dict[str, Any]:
+        """How far we are, as a change of the record, with all before it durable."""
+        attached = self.holder.attached
+        checkpoint = attached.feed.checkpoint() if attached is not None else None
+        if checkpoint is None:
+            return {}
+        await self._recorder.flush()
+        return {"checkpoint": checkpoint}
 
     async def _begin_interrupt(self, effect: moves.Interrupt) -> None:
-        self.spawn("interrupt", self._interrupt(effect.turn_id))
+        self.holder.spawn("interrupt", self._interrupt(effect.turn_id))
 
     async def _interrupt(self, turn_id: str) -> None:
-        if self._attached is not None:
-            await self._attached.interrupt(self._interrupt_grace_s)
+        if self.holder.attached is not None:
+            await self.holder.attached.interrupt(self._around.interrupt_grace_s)
         self.machine.feed(moves.InterruptExpired(turn_id))
 
     async def _end_unbegun(self, effect: moves.EndUnbegun) -> None:
@@ -270,22 +251,44 @@ class Performer:
 
     async def _end_turn(self, effect: moves.EndTurn) -> None:
         everything = self.machine.state.phase not in _WITH_AGENT
-        if self._attached is not None:
-            await self._attached.feed.quiet()
-        await self._turns.end(effect.turn_id, effect.report, everything=everything, settle=self.settle)
-        if self._attached is not None:
-            await self._attached.feed.acknowledge()
+        attached = self.holder.attached
+        if attached is not None:
+            await attached.feed.quiet()
+        await self._turns.end(effect.turn_id, effect.report, everything=everything, settle=self._settled)
+        if attached is not None and self._recorder.record.checkpoint is not None:
+            await attached.feed.acknowledge(self._recorder.record.checkpoint)
         self._on_change(self.shown())
 
+    async def _settled(self) -> dict[str, Any]:
+        """Bring files in; how far we are then, or that the sandbox is of no more use to anybody."""
+        await self.settle()
+        if self.holder.attached is None:
+            return {}
+        if self.machine.state.phase is Phase.STOPPING:
+            return {"sandbox": None, "checkpoint": None}
+        checkpoint = self.holder.attached.feed.checkpoint()
+        return {} if checkpoint is None else {"checkpoint": checkpoint}
+
+    async def _end_agent(self, _: moves.EndAgent) -> None:
+        attached = self.holder.attached
+        if attached is None:
+            return
+        try:
+            await attached.end_agent()
+            await attached.settle()
+        except SandboxFault as fault:
+            self.machine.feed(moves.SandboxLost(turn_error(fault)))
+
     async def _stop_sandbox(self, _: object = None) -> None:
-        attached = self._attached
-        if attached is not None:
-            await attached.say_goodbye()
-        await self.leave_nothing()
+        """Nothing ends before what is in it is durable, however long the store takes."""
+        if self.holder.attached is not None:
+            await self.holder.attached.say_goodbye()
         await self._turns.close_open(TurnStatus.CANCELLED, everything=True)
         await self._recorder.flush()
         if self._recorder.record.sandbox is not None:
-            await self._recorder.update_record(sandbox=None)
+            await self._recorder.update_record(sandbox=None, checkpoint=None)
+        await self.holder.let_go()
+        await self._recorder.flush()
         if self.machine.state.phase is Phase.STOPPING:
             self.machine.feed(moves.Stopped())
 
@@ -296,16 +299,5 @@ class Performer:
             status_message=self._status_message,
             active_turn_id=self.machine.state.turn,
             queue_length=len(self.machine.state.queue),
-            sandbox=self._sandbox(),
+            sandbox=self.holder.status(),
         )
-
-    def _sandbox(self) -> SandboxStatus | None:
-        if self._attached is None:
-            return None
-        starting = self.machine.state.phase is Phase.WAKING
-        return self._attached.status(starting=starting, restart_count=self._recorder.record.restart_count)
-
-
-def _not_yet(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    work.close()
-    raise RuntimeError(f"nobody owns the task {name} yet")

@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MOST_S: Final = 5.0
 """Back-off while the store does not answer: soon enough to go on, rare enough not to add to its load."""
+_UNSAVED_BYTES: Final = 64 * 1024 * 1024
+"""Files and transcript that wait for a store; beyond it the sandbox's journal, on disk, holds the rest."""
 _KEPT_BLOCKS: Final = 400
 """Complete blocks held in memory for joining viewers; older ones are read from the store."""
 
@@ -42,7 +44,10 @@ class Recorder:
         files: the manifest as it is stored (no content).
         position: the log's head; `position` always names the last event that was folded.
 
-    `failing` is true while a write is being repeated because the store does not take it.
+    `failing` is true while a write is being repeated because the store does not take it; `full` while
+    so much waits to be saved that no more should be brought in, and `relieved` is called when that
+    changes. While `silent`, events are folded and not appended: they were told before, to a log that
+    is no more.
     """
 
     def __init__(
@@ -60,6 +65,8 @@ class Recorder:
         self.conversation = conversation
         self.files = {file.path: file for file in files}
         self.failing = False
+        self.silent = False
+        self.relieved: Callable[[], None] = lambda: None
         self.position = position
         self._log = log
         self._persistence = persistence
@@ -68,6 +75,7 @@ class Recorder:
         self._unsaved_files: dict[str, WorkspaceFile | None] = {}
         self._transcript: dict[str, tuple[int, list[dict[str, Any]]]] = {}
         self._transcript_next: dict[str, int] = {}
+        self._unsaved_bytes = 0
         self._dirty = asyncio.Event()
         self._writing = asyncio.Lock()
         self._calling = asyncio.Lock()
@@ -87,13 +95,37 @@ class Recorder:
         if not merged:
             return
         async with self._publishing:
+            if self.silent:
+                for event in merged:
+                    self._fold(event)
+                return
             for entry in await self._log.append(self.session_id, merged):
                 self.position = entry.position
-                if isinstance(entry.event, MetadataUpdate):
-                    self._note_totals(entry.event)
-                if (block_id := self.conversation.apply(entry.event)) is not None:
-                    self._blocks[block_id] = None
-                    self._dirty.set()
+                self._fold(entry.event)
+
+    def _fold(self, event: Event) -> None:
+        if isinstance(event, MetadataUpdate):
+            self._note_totals(event)
+        if (block_id := self.conversation.apply(event)) is not None:
+            self._blocks[block_id] = None
+            self._dirty.set()
+
+    def speak(self) -> None:
+        """End the silence: what follows is new."""
+        if self.silent:
+            self.silent = False
+            self.conversation.told_again()
+            self._dirty.set()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything waits to be saved."""
+        return bool(self._blocks or self._unsaved_files or self._transcript) or self._writing.locked()
+
+    @property
+    def full(self) -> bool:
+        """Whether too much waits to be saved."""
+        return self._unsaved_bytes > _UNSAVED_BYTES
 
     def _note_totals(self, event: MetadataUpdate) -> None:
         """Running totals go into the record; they are saved with it at the end of the turn."""
@@ -104,18 +136,25 @@ class Recorder:
     def file_changed(self, file: WorkspaceFile, *, deleted: bool) -> None:
         """Remember a change of the workspace for the next sync; `file` has its content unless deleted."""
         self._unsaved_files[file.path] = None if deleted else file
+        self._unsaved_bytes += len(file.content or "")
         if deleted:
             self.files.pop(file.path, None)
         else:
             self.files[file.path] = file.model_copy(update={"content": None})
         self._dirty.set()
 
+    @property
+    def transcript_lengths(self) -> dict[str, int]:
+        """How many entries each key has, those included that are still to be saved."""
+        return dict(self._transcript_next)
+
     def transcript_stored(self, lengths: dict[str, int]) -> None:
-        """Note how many entries of each key the store holds; new ones are counted on from there."""
+        """Note how many entries of each key there are; new ones are counted on from there."""
         self._transcript_next = dict(lengths)
 
-    def transcript_grew(self, key: str, entries: Sequence[dict[str, Any]]) -> None:
-        """Remember new entries of the agent's transcript for the next sync."""
+    def transcript_grew(self, key: str, entries: Sequence[dict[str, Any]], *, size_bytes: int) -> None:
+        """Remember new entries of the agent's transcript for the next sync; `size_bytes` is about all."""
+        self._unsaved_bytes += size_bytes
         place = self._transcript_next.get(key, 0)
         first, waiting = self._transcript.setdefault(key, (place, []))
         waiting.extend(entries)
@@ -127,9 +166,15 @@ class Recorder:
         async with self._calling:
             return await call()
 
-    async def save_turn(self, turn: Turn, blocks: Sequence[StoredBlock] = ()) -> None:
-        """Make a turn durable, together with blocks, trying until the store takes it."""
-        await self._persist(lambda: self._persistence.save_turn(self.session_id, turn, blocks))
+    async def save_turn(self, turn: Turn, blocks: Sequence[StoredBlock] = (), **changes: Any) -> None:
+        """Make a turn durable, with blocks and changes of the record at once, until the store takes it."""
+        if changes:
+            self.record = self.record.model_copy(update=changes)
+        await self._persist(
+            lambda: self._persistence.save_turn(
+                self.session_id, turn, blocks, record=self.record if changes else None
+            )
+        )
 
     async def update_record(self, **changes: Any) -> None:
         """Change the session's record and make it durable."""
@@ -146,6 +191,8 @@ class Recorder:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            if self.silent:
+                continue  # what is told again is in the making, and in the store as it was
             await self._save_blocks()
             if self._unsaved_files or self._transcript:
                 await asyncio.sleep(self._sync_interval_s)
@@ -172,10 +219,13 @@ class Recorder:
         async with self._writing:
             files, self._unsaved_files = self._unsaved_files, {}
             transcript, self._transcript = self._transcript, {}
+            saving = self._unsaved_bytes
             try:
                 await self._save_files(files)
                 for key, (place, entries) in transcript.items():
                     await self._save_entries(key, place, entries)
+                self._unsaved_bytes -= saving
+                self.relieved()
             except BaseException:
                 self._unsaved_files = files | self._unsaved_files
                 for key, (place, newer) in self._transcript.items():

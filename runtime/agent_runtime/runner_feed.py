@@ -2,9 +2,13 @@
 
 Files (`file_feed`) and transcript entries are noted at once. The agent's native lines are queued and
 translated in order by a task of their own, which waits wherever the session must act first: after
-the end of a turn, nothing of the next is translated until the end is announced. What is durable is
-acknowledged as it goes, so that the runner's journal does not fill up in a long turn. Meaning is given
-by the agent's translator; records are kept by `recorder`; decisions are taken through `report`.
+the end of a turn, nothing of the next is translated until the end is announced. Meaning is given by
+the agent's translator; records are kept by `recorder`; decisions are taken through `report`.
+
+A `checkpoint` says how far all of this went. A feed that goes on from one of an earlier process reads
+again what that process had read since, and the recorder is silent until it has `caught_up`. The runner
+may forget what is before a checkpoint that is durable; in a long turn one is made as it goes, so that
+the journal does not fill up.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
@@ -32,7 +37,7 @@ from agent_runtime.ports import (
     Translator,
 )
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import TurnError
+from agent_runtime.records import Checkpoint, TurnError
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime_sandbox.frames import Frame
 
@@ -50,6 +55,8 @@ _LINES_AT_ONCE: Final = 256
 """Native lines that are translated before the loop gets on with others."""
 _MAX_TRANSCRIPT_KEY: Final = 200
 _MAX_NESTING: Final = 200
+_ODD_ENTRY_BYTES: Final = 4096
+"""For what orjson refuses: numbers and strings that only Python knows."""
 _YEAR_3000: Final = 32_503_680_000
 
 
@@ -69,6 +76,9 @@ _REPORTS: Final = (AgentIdentity, AgentTurnBegan, AgentTurnEnded, AgentGone)
 
 class RunnerFeed:
     """Reads one link until the sandbox is gone.
+
+    `heard_at` is the loop's time of the agent's last line. `caught_up` is set once all that the runner
+    had kept when we attached has been dealt with.
 
     Args:
         turn_id: the turn that events belong to at this moment.
@@ -97,14 +107,22 @@ class RunnerFeed:
         self._may_read = asyncio.Event()
         self._may_read.set()
         self._telling = asyncio.Lock()
+        self.heard_at = asyncio.get_running_loop().time()
+        self.caught_up = asyncio.Event()
         self._reporting = False
         self._muted = False
-        self._sorted = 0
-        self._behind: int | None = None
+        self._sorted = link.seen
+        self._exact = True
+        self._grown: deque[tuple[int, str, int]] = deque()
+        self._first_index = recorder.conversation.next_index
         self._received_when_drained = 0
         self._received_when_acknowledged = 0
-        self._much_to_acknowledge = asyncio.Event()
+        self._wants_checkpoint = False
+        self._passed: Checkpoint | None = None
+        self._has_passed = asyncio.Event()
         self._files = FileFeed(link, recorder, turn_id=turn_id)
+        recorder.relieved = self._go_on
+        self._note_caught_up()
 
     async def run(self) -> None:
         """Read until the sandbox is gone; all that came before is translated first.
@@ -141,25 +159,66 @@ class RunnerFeed:
         async with self._telling:
             return
 
-    async def acknowledge(self) -> None:
-        """Let the runner forget what was made of its frames; that must be durable by now."""
-        self._received_when_acknowledged = self._link.received
-        await self._link.acknowledge(self._done())
+    def beginning(self) -> Checkpoint:
+        """The place before all that a new sandbox ever said."""
+        return Checkpoint(offset=0, transcript=self._lengths_at(0), next_index=self._first_index)
 
-    def _done(self) -> int:
-        """The newest offset up to which all frames were dealt with."""
-        if self._behind is not None:
-            return self._behind - 1
-        return self._lines[0]["o"] - 1 if self._lines else self._sorted
+    def checkpoint(self) -> Checkpoint | None:
+        """How far we are; None while something is in the making that a checkpoint could not tell of.
+
+        It holds once everything that the recorder has not saved yet is saved.
+        """
+        done = self._lines[0]["o"] - 1 if self._lines else self._sorted
+        unread = self._files.oldest_unread()
+        if not self._exact or self._recorder.silent or self._recorder.conversation.is_open:
+            return None
+        if unread is not None and unread <= done:
+            return None
+        return Checkpoint(
+            offset=done,
+            transcript=self._lengths_at(done),
+            next_index=self._recorder.conversation.next_index,
+            translator=self._translator.memory(),
+        )
+
+    async def acknowledge(self, checkpoint: Checkpoint) -> None:
+        """Let the runner forget what is before a checkpoint; that must be durable by now."""
+        self._received_when_acknowledged = self._link.received
+        while self._grown and self._grown[0][0] <= checkpoint.offset:
+            self._grown.popleft()
+        await self._link.acknowledge(checkpoint.offset)
+
+    def _lengths_at(self, offset: int) -> dict[str, int]:
+        """How much transcript there was up to this frame."""
+        lengths = self._recorder.transcript_lengths
+        for at, key, count in self._grown:
+            if at > offset:
+                lengths[key] -= count
+        return lengths
 
     async def _acknowledge_much(self) -> None:
+        """In a long turn: make a checkpoint durable where one could be made."""
         while True:
-            await self._much_to_acknowledge.wait()
-            self._much_to_acknowledge.clear()
-            done = self._done()
-            self._received_when_acknowledged = self._link.received
-            await self._recorder.flush()
-            await self._link.acknowledge(done)
+            await self._has_passed.wait()
+            self._has_passed.clear()
+            if (passed := self._passed) is not None:
+                await self._recorder.flush()
+                known = self._recorder.record.checkpoint
+                if known is None or known.offset < passed.offset:  # a turn's end may have overtaken us
+                    await self._recorder.update_record(checkpoint=passed)
+                    await self.acknowledge(passed)
+
+    def _make_checkpoint(self) -> None:
+        self._passed = self.checkpoint()
+        if self._passed is not None:
+            self._wants_checkpoint = False
+            self._has_passed.set()
+
+    def _note_caught_up(self) -> None:
+        """What was told to an earlier process ends here."""
+        if not self.caught_up.is_set() and self._sorted >= self._link.greeting.head and not self._lines:
+            self._recorder.speak()
+            self.caught_up.set()
 
     async def _read(self) -> None:
         while True:
@@ -172,23 +231,28 @@ class RunnerFeed:
                 await self._sort(frame)
                 self._sorted = frame["o"]
             self._files.try_again()
+            self._note_caught_up()
             if self._link.received - self._received_when_acknowledged > _ACKNOWLEDGE_BYTES:
-                self._much_to_acknowledge.set()
+                self._wants_checkpoint = True
             self._pace()
             await self._may_read.wait()
 
     def _pace(self) -> None:
-        """Let reading pause while much waits, but never while the session may need a reply.
+        """Let reading pause while much waits to be done, but never while the session may need a reply.
 
         Raises `SandboxFault` (`sandbox_lost`) when more waits than can be.
         """
         backlog = self._link.received - self._received_when_drained if self._lines else 0
         if backlog > _MOST_BACKLOG_BYTES:
             raise SandboxFault("The agent says more than can be kept.", code="sandbox_lost")
-        if backlog > _BACKLOG_BYTES and not self._reporting:
+        if (backlog > _BACKLOG_BYTES or self._recorder.full) and not self._reporting:
             self._may_read.clear()
         else:
             self._may_read.set()
+
+    def _go_on(self) -> None:
+        with suppress(SandboxFault):  # the reader finds out by itself
+            self._pace()
 
     async def _sort(self, frame: Frame) -> None:
         match frame["k"]:
@@ -212,53 +276,64 @@ class RunnerFeed:
     def _transcript(self, frame: Frame) -> None:
         key, entries = frame.get("key"), frame.get("entries")
         if isinstance(key, str) and 0 < len(key) <= _MAX_TRANSCRIPT_KEY and isinstance(entries, list):
-            self._recorder.transcript_grew(key, [entry for entry in entries if _is_storable(entry)])
+            kept = [(entry, size) for entry in entries if (size := _storable_size(entry)) is not None]
+            self._grown.append((frame["o"], key, len(kept)))
+            self._recorder.transcript_grew(
+                key, [entry for entry, _ in kept], size_bytes=sum(size for _, size in kept)
+            )
 
     async def _translate(self) -> None:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             while self._lines:
-                await self._translate_some()
+                await self._translate_some(1 if self._wants_checkpoint else _LINES_AT_ONCE)
+                if self._wants_checkpoint:
+                    self._make_checkpoint()
                 await asyncio.sleep(0)
+            self._note_caught_up()
             self._drained.set()
             self._pace()
 
-    async def _translate_some(self) -> None:
+    async def _translate_some(self, most: int) -> None:
         """Translate what waits; what the lifecycle must know is reported in its place among events."""
         events: list[Event] = []
-        self._behind = self._lines[0]["o"]
-        for _ in range(min(_LINES_AT_ONCE, len(self._lines))):
+        self._exact = False
+        self.heard_at = asyncio.get_running_loop().time()
+        for _ in range(min(most, len(self._lines))):
             if self._muted:
                 break
             frame = self._lines.popleft()
-            for found in self._line(frame):
+            *before, last = self._line(frame) or (None,)
+            for found in (*before, last):
                 if isinstance(found, _REPORTS):
                     await self._tell(events)
                     events = []
-                    await self._bring_up(found, frame["o"])
-                else:
+                    await self._bring_up(found, is_last=found is last)
+                elif found is not None:
                     events.append(found)
         await self._tell(events)
-        self._behind = None
+        self._exact = True
 
     async def _tell(self, events: list[Event]) -> None:
         async with self._telling:
             if not self._muted:
                 await self._recorder.publish(events)
 
-    async def _bring_up(self, heard: Heard, offset: int) -> None:
-        """Report; what is behind this frame waits, so all before it is dealt with."""
-        self._behind, self._reporting = offset, True
+    async def _bring_up(self, heard: Heard, *, is_last: bool) -> None:
+        """Report, and wait for what follows from it. After the last of a frame we are exactly there."""
+        if isinstance(heard, AgentTurnEnded | AgentGone):
+            self._recorder.speak()  # how a turn ends is told once, and now
+        self._reporting, self._exact = True, is_last
         self._pace()
         try:
             await self._report(heard)
         finally:
-            self._reporting = False
+            self._reporting, self._exact = False, False
 
     def _line(self, frame: Frame) -> Sequence[Event | Heard]:
         if frame["k"] == "exit":
-            return (AgentGone(_exit_error(frame)),)
+            return () if frame.get("reason") == "closed" else (AgentGone(_exit_error(frame)),)
         line = frame.get("line")
         if not isinstance(line, dict):
             return ()
@@ -282,15 +357,14 @@ def _text(frame: Frame, name: str) -> str:
     return text_of(said[:500]) if isinstance(said, str) else ""
 
 
-def _is_storable(entry: object) -> bool:
-    """Whether a store can take it: an object, and not nested without end."""
+def _storable_size(entry: object) -> int | None:
+    """About how many bytes a store takes; None for what is no object or nested without end."""
     if not isinstance(entry, dict):
-        return False
+        return None
     try:
-        orjson.dumps(entry)  # it has a bound of its own, and is fast
+        return len(orjson.dumps(entry))  # it has a bound of its own, and is fast
     except TypeError:
-        return _nesting(entry) <= _MAX_NESTING
-    return True
+        return _ODD_ENTRY_BYTES if _nesting(entry) <= _MAX_NESTING else None
 
 
 def _nesting(value: object) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import itertools
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
@@ -28,17 +29,27 @@ COMMAND_TIMEOUT_S: Final = 30.0
 """How long a reply may take. Commands are answered at once; only `start` and `sync` do real work."""
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """How a runner stands when we attach: its newest offset; its agent: none, running or exited."""
+
+    head: int
+    agent: str
+
+
 class RunnerLink:
     """Commands in, frames out. Somebody must call `next_batch` again and again for replies to arrive.
 
     A reply is given out when the frames before it have been dealt with: at the next `next_batch`.
     `seen` is the newest offset that was read, `received` the bytes so far; `silent` is true from a
-    command without a reply in time until the runner says anything again.
+    command without a reply in time until the runner says anything again. `greeting` is what the runner
+    said first.
     """
 
-    def __init__(self, sandbox: Sandbox, channel: Channel, *, max_file_bytes: int) -> None:
+    def __init__(self, sandbox: Sandbox, channel: Channel, *, max_file_bytes: int, after: int = 0) -> None:
         self.sandbox = sandbox
-        self.seen = 0
+        self.greeting = Greeting(head=after, agent="none")
+        self.seen = after
         self.received = 0
         self.silent = False
         self._channel = channel
@@ -47,6 +58,7 @@ class RunnerLink:
         self._replies: dict[str, asyncio.Future[Any]] = {}
         self._chunks: dict[str, bytearray] = {}
         self._late: list[Frame] = []
+        self._early = b""
         self._splitter = LineSplitter()
         self._connected = asyncio.Event()
         self._connected.set()
@@ -58,6 +70,41 @@ class RunnerLink:
         """Attach to the runner from the beginning of what it kept. Raises `SandboxFault`."""
         channel = await _attached(sandbox, after=0)
         return cls(sandbox, channel, max_file_bytes=max_file_bytes)
+
+    @classmethod
+    async def resume(cls, sandbox: Sandbox, *, after: int, max_file_bytes: int) -> RunnerLink:
+        """Attach again where an earlier process was; returns when the runner has said how it stands.
+
+        Raises `SandboxFault`: `sandbox_lost` when the runner is gone or another one, `sandbox_timeout`.
+        """
+        channel = await _attached(sandbox, after=after)
+        link = cls(sandbox, channel, max_file_bytes=max_file_bytes, after=after)
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                await link._take_greeting(after)
+        except BaseException as error:
+            await link.close()
+            if isinstance(error, TimeoutError):
+                raise SandboxFault("The sandbox does not answer.", code="sandbox_timeout") from error
+            raise
+        return link
+
+    async def _take_greeting(self, after: int) -> None:
+        """Read the first line; the rest stays for `next_batch`."""
+        first, rest = b"", b""
+        while b"\n" not in first:
+            data = await self._channel.receive()
+            if not data or len(first) > CHUNK_BYTES:
+                raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+            first += data
+        first, _, rest = first.partition(b"\n")
+        try:
+            self.greeting = _greeting(decode(first))
+        except FrameError as error:
+            raise SandboxFault("Another runner answers.", code="sandbox_lost") from error
+        if self.greeting.head < after:
+            raise SandboxFault("Another runner answers.", code="sandbox_lost")
+        self._early = rest
 
     async def next_batch(self) -> list[Frame]:
         """The kept frames that arrived together, in order of offset, none twice.
@@ -142,6 +189,9 @@ class RunnerLink:
 
     async def _receive(self) -> bytes:
         """The next bytes, from a new connection if need be. Raises `SandboxFault` (`sandbox_lost`)."""
+        early, self._early = self._early, b""
+        if early:
+            return early
         while True:
             try:
                 data = await self._channel.receive()
@@ -177,8 +227,7 @@ class RunnerLink:
     def _passing(self, frame: Frame) -> None:
         """What is for us alone: the greeting, replies, and pieces of files."""
         if frame["k"] == "hello":
-            head = frame.get("head")
-            if isinstance(head, int) and head < self.seen:
+            if _greeting(frame).head < self.seen:
                 raise FrameError("another runner answers")
             return
         command_id = frame.get("id")
@@ -242,6 +291,14 @@ class RunnerLink:
         if not reply.done():
             reply.set_exception(fault)
             reply.exception()  # its waiter may have given up: then nobody else asks
+
+
+def _greeting(frame: Frame) -> Greeting:
+    """Raises `FrameError`."""
+    head, agent = frame.get("head"), frame.get("agent")
+    if frame["k"] != "hello" or not isinstance(head, int) or isinstance(head, bool):
+        raise FrameError("no greeting")
+    return Greeting(head=head, agent=agent if isinstance(agent, str) else "none")
 
 
 class _Broken(SandboxFault):

@@ -5,10 +5,12 @@
                            sandbox on its way (`wake`) and for a runner that is attached
     recorder, turns        append, fold and save; begin and end turns
 
-All tasks belong to one task group, in `run`. Closing: 1. the lifecycle is asked to stop; 2. the
-turn under way ends with a typed error; 3. files and transcript are synced; 4. the sandbox is
-stopped; 5. the task group is cancelled. Whatever ends `run`, no sandbox is left and nobody waits for
-ever. Knows no vendor, no wire and no other session.
+All tasks belong to one task group, in `run`. It begins by going on where an earlier process of this
+runtime ended: in its sandbox, if that lives, with the turn that was under way. There are two ends.
+`stop`, then `close`: the turn under way ends with a typed error, files and transcript are synced, the
+sandbox is stopped. `close` with `detach`: all of it goes on without us, and the next process finds it.
+However else `run` ends, no sandbox is left; in no case does anybody wait for ever. Knows no vendor, no
+wire and no other session.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import structlog
 
 from agent_runtime import moves
-from agent_runtime.blocks import Content
+from agent_runtime.blocks import Content, UserMessage
 from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import Conflict, PersistenceFault
 from agent_runtime.performer import Performer
@@ -43,16 +45,27 @@ from agent_runtime.wake import Surroundings
 _log = structlog.get_logger(__name__)
 
 _BUSY: Final = frozenset({Phase.RUNNING, Phase.WAKING, Phase.STOPPING})
-_WITH_AGENT: Final = frozenset({Phase.RUNNING, Phase.READY})
-_ON_THE_WAY: Final = frozenset({Phase.RUNNING, Phase.READY, Phase.WAKING})
+_ASLEEP: Final = frozenset({Phase.DORMANT, Phase.FAILED})
+
+
+_STEER_S: Final = 5.0
+"""For the agent to take a message in mid-turn; it needs some milliseconds."""
+
+WhenBusy: TypeAlias = Literal["queue", "steer", "interrupt", "reject"]
+Outcome: TypeAlias = Literal["started", "queued", "steered", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
 class SendReceipt:
-    """What a sender gets: the turn of its message, and whether the message was known already."""
+    """What a sender gets: the turn of its message, and whether the message was known already.
+
+    `outcome` tells what happened to a new one: its turn is on its way; it waits; the agent took it into
+    the turn under way; that turn was asked to end and this one comes next.
+    """
 
     turn_id: str
     duplicate: bool
+    outcome: Outcome | None = None
 
 
 class AgentSession:
@@ -72,25 +85,21 @@ class AgentSession:
         *,
         profile: Callable[[str], Awaitable[AgentProfile]],
         unfinished: tuple[Turn, ...],
-        interrupt_grace_s: float,
         on_change: Callable[[ClientSession], None],
     ) -> None:
         self.recorder = recorder
         self._turns = turns
+        self._around = around
         self._persistence = around.persistence
         self._unfinished = unfinished
         self._on_change = on_change
-        self._performer = Performer(
-            recorder,
-            turns,
-            around,
-            profile=profile,
-            interrupt_grace_s=interrupt_grace_s,
-            on_change=on_change,
-        )
+        self._performer = Performer(recorder, turns, around, profile=profile, on_change=on_change)
+        self._holder = self._performer.holder
         self._machine = self._performer.machine
         self._over = asyncio.Event()
-        self._queue_unfinished()
+        self._keeps_sandbox = True  # until we know what we have found
+        self._taken_up = asyncio.Event()
+        self.used_at = asyncio.get_running_loop().time()
 
     # What callers may ask.
 
@@ -116,10 +125,8 @@ class AgentSession:
             files=self.files(),
         )
 
-    async def send(
-        self, content: Content, *, message_id: str | None, when_busy: Literal["queue", "reject"]
-    ) -> SendReceipt:
-        """Accept a message; returns when it is durable.
+    async def send(self, content: Content, *, message_id: str | None, when_busy: WhenBusy) -> SendReceipt:
+        """Accept a message; returns when it is durable, and with `steer` when it is known what came of it.
 
         Raises `Conflict` (`session_busy`) with `reject` while a turn is under way or on its way,
         `Conflict` (`session_unloaded`) when it is being put away, `RateLimited` (`queue_full`), and
@@ -133,9 +140,21 @@ class AgentSession:
                 raise Conflict("A turn is under way.", code="session_busy", session_id=self.session_id)
 
         turn, duplicate = await self._turns.accept(content, message_id, admit=admit)
-        if not duplicate:
-            self._machine.feed(moves.MessageAccepted(turn.turn_id))
-        return SendReceipt(turn.turn_id, duplicate)
+        if duplicate:
+            return SendReceipt(turn.turn_id, duplicate)
+        return SendReceipt(turn.turn_id, duplicate, await self._enter(turn.turn_id, when_busy))
+
+    async def _enter(self, turn_id: str, when_busy: WhenBusy) -> Outcome:
+        """Give an accepted message to the lifecycle; returns what it made of it."""
+        steers = when_busy == "steer" and self._around.agent.steers
+        manner: moves.Manner = "steer" if steers else "interrupt" if when_busy == "interrupt" else "queue"
+        before = self._machine.state
+        self._machine.feed(moves.MessageAccepted(turn_id, manner))
+        if before.phase is Phase.RUNNING and manner == "interrupt":
+            return "interrupted"
+        if before.phase is Phase.RUNNING and steers and not before.interrupting:
+            return "steered" if await self._performer.steered(turn_id, _STEER_S) else "queued"
+        return "started" if before.turn is None and not before.queue else "queued"
 
     def files(self) -> tuple[WorkspaceFile, ...]:
         """The manifest as it is known now, sorted by path, without content."""
@@ -187,8 +206,20 @@ class AgentSession:
         await self.recorder.update_record(**changes)
         self._on_change(self.shown())
 
-    def close(self) -> None:
-        """End `run`. The sandbox should have been stopped before."""
+    async def taken_up(self) -> bool:
+        """Return when the session goes on where an earlier process ended; False when it has ended itself."""
+        await self._taken_up.wait()
+        return not self._over.is_set()
+
+    def quiet_s(self) -> float:
+        """For how long nobody used the session; 0 while it has a sandbox, or anything to do or to save."""
+        if self._machine.state.phase not in _ASLEEP or self.recorder.dirty:
+            return 0.0
+        return asyncio.get_running_loop().time() - max(self.used_at, self._machine.moved_at)
+
+    def close(self, *, detach: bool = False) -> None:
+        """End `run`. With `detach` the sandbox goes on; else it should have been stopped before."""
+        self._keeps_sandbox = detach
         self._over.set()
 
     def _check_loaded(self) -> None:
@@ -203,13 +234,18 @@ class AgentSession:
     # The tasks.
 
     async def run(self) -> None:
-        """Live until `close`. Owns every task of the session; leaves no sandbox, however it ends."""
+        """Live until `close`. Owns every task of the session; leaves no sandbox, unless it detaches."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._performer.spawn = self._spawn
+                self._holder.spawn = self._spawn
                 self._spawn("sync", self.recorder.keep_in_sync())
-                await self._end_broken_off()
+                waiting = await self._take_up()
                 self._spawn("effects", self._machine.run(self._performer.perform))
+                await self._holder.caught_up()
+                for turn_id in waiting:
+                    self._machine.feed(moves.MessageAccepted(turn_id))
+                self._keeps_sandbox &= self._over.is_set()
+                self._taken_up.set()
                 await self._over.wait()
                 raise _Over
         except* _Over:
@@ -217,37 +253,88 @@ class AgentSession:
         finally:
             self._over.set()
             try:
-                await unhindered(self._performer.leave_nothing())
+                leaving = self._holder.detach() if self._keeps_sandbox else self._holder.let_go()
+                await unhindered(leaving)
             finally:
                 self._machine.end()
+                self._taken_up.set()
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.create_task(work, name=f"session:{self.session_id}:{name}")
 
-    def _queue_unfinished(self) -> None:
-        """Turns that waited when an earlier process ended go on, before any new one."""
-        for turn in self._unfinished:
-            if turn.status is TurnStatus.QUEUED:
-                self._turns.resume(turn)
-                self._machine.feed(moves.MessageAccepted(turn.turn_id))
+    async def _take_up(self) -> list[str]:
+        """Go on where an earlier process ended; what cannot go on has failed. Returns who waits still."""
+        running = [turn for turn in self._unfinished if turn.status is TurnStatus.RUNNING]
+        queued = [turn for turn in self._unfinished if turn.status is TurnStatus.QUEUED]
+        for turn in queued:
+            self._turns.resume(turn)
+        waiting = [turn.turn_id for turn in queued]
+        if self.recorder.record.sandbox is None:
+            await self._end_broken_off(running, _RUNTIME_LOST)
+        elif not await self._holder.find():
+            await self._end_broken_off(running, _SANDBOX_LOST)
+            await self.recorder.update_record(sandbox=None, checkpoint=None)
+        else:
+            await self._end_broken_off(running[:-1], _RUNTIME_LOST)  # there is one at most
+            return await self._go_on(running[-1] if running else None, waiting)
+        return waiting
 
-    async def _end_broken_off(self) -> None:
-        """Turns that ran when an earlier process ended have failed, and all they left open is closed."""
-        for turn in self._unfinished:
-            if turn.status is TurnStatus.RUNNING:
-                self._turns.current = turn
-                report = AgentTurnEnded(status=TurnStatus.FAILED, error=_RUNTIME_LOST)
-                await self._turns.end(turn.turn_id, report, everything=True, settle=_nothing)
-        await self._turns.close_open(TurnStatus.FAILED, everything=True)
+    async def _go_on(self, turn: Turn | None, waiting: list[str]) -> list[str]:
+        """In the sandbox of the earlier process, with its turn. Returns who waits until all is heard.
+
+        Those that wait must be known while a turn is under way: its agent may have answered them too.
+        """
+        assert self._holder.attached is not None
+        agent = self._holder.attached.link.greeting.agent == "running"
+        if turn is None:
+            self._machine.feed(moves.Attached(None, (), autonomous=False, agent=agent))
+            return waiting
+        self._turns.go_on(turn, await self._said(turn))
+        autonomous = turn.message_id is None
+        attached = moves.Attached(turn.turn_id, tuple(waiting), autonomous=autonomous, agent=agent)
+        self._machine.feed(attached)
+        if not agent:
+            self._spawn("agent_gone", self._lose_agent())
+        return []
+
+    async def _lose_agent(self) -> None:
+        """Its end is in the journal, unless that was dealt with already."""
+        await self._holder.caught_up()
+        self._machine.feed(moves.SandboxLost(_AGENT_GONE))
+
+    async def _said(self, turn: Turn) -> Content:
+        """The message that a turn under way answers: that is in its block now."""
+        index = await self._persistence.block_index(self.session_id, turn.turn_id)
+        if index is None:
+            return ""
+        page = await self._persistence.load_blocks(self.session_id, limit=1, before=index + 1)
+        said = [each.block.content for each in page.blocks if isinstance(each.block, UserMessage)]
+        return said[0] if said else ""
+
+    async def _end_broken_off(self, running: list[Turn], why: TurnError) -> None:
+        """These turns have failed, and all that they left open is closed."""
+        for turn in running:
+            self._turns.current = turn
+            report = AgentTurnEnded(status=TurnStatus.FAILED, error=why)
+            await self._turns.end(turn.turn_id, report, everything=True, settle=_nothing)
+        if self._holder.attached is None:
+            await self._turns.close_open(TurnStatus.FAILED, everything=True)
 
 
 _RUNTIME_LOST: Final = TurnError(
     code="runtime_lost", message="The runtime ended while this turn was under way.", retryable=True
 )
+_SANDBOX_LOST: Final = TurnError(
+    code="sandbox_lost", message="The sandbox ended while the runtime was away.", retryable=True
+)
+_AGENT_GONE: Final = TurnError(
+    code="agent_failed", message="The agent's process ended while the runtime was away.", retryable=True
+)
 
 
-async def _nothing() -> None:
+async def _nothing() -> dict[str, Any]:
     """There is no sandbox to settle."""
+    return {}
 
 
 class _Over(Exception):

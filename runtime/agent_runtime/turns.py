@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 from agent_runtime.blocks import BlockState, Content, TextPart, UserMessage
 from agent_runtime.clock import now
@@ -92,6 +92,15 @@ class Turns:
         """Take up a queued turn that was accepted before the session was loaded."""
         self._waiting[turn.turn_id] = turn
 
+    def go_on(self, turn: Turn, said: Content) -> None:
+        """Take up the turn that was under way when an earlier process ended."""
+        self.current, self.said = turn, said
+
+    def waiting(self, turn_id: str) -> Content | None:
+        """What a queued turn is going to say; None where it is not queued."""
+        turn = self._waiting.get(turn_id)
+        return turn.content if turn is not None else None
+
     def queue(self, turn_ids: Iterable[str]) -> tuple[QueuedMessage, ...]:
         """These queued turns as viewers see them."""
         turns = [self._waiting[turn_id] for turn_id in turn_ids if turn_id in self._waiting]
@@ -100,10 +109,11 @@ class Turns:
             for turn in turns
         )
 
-    async def begin(self, turn_id: str) -> None:
+    async def begin(self, turn_id: str, **changes: Any) -> None:
         """Make the turn the current one, durably, and tell of it; `said` is then its message.
 
-        An unknown id is a turn that the agent began by itself: it has no message.
+        An unknown id is a turn that the agent began by itself: it has no message. `changes` of the
+        session's record become durable with the turn.
         """
         present = now()
         queued = self._waiting.get(turn_id)
@@ -112,7 +122,7 @@ class Turns:
                 turn_id=turn_id, index=self._next_index, status=TurnStatus.RUNNING, started_at=present
             )
             self._next_index += 1
-            await self._recorder.save_turn(turn)
+            await self._recorder.save_turn(turn, **changes)
             self.current = turn
             await self._recorder.publish([TurnStart(turn=turn, turn_id=turn_id)])
             return
@@ -120,7 +130,7 @@ class Turns:
             update={"status": TurnStatus.RUNNING, "started_at": present, "content": None}
         )
         self.said = queued.content or ""
-        block = await self._save_with_message(turn, self.said)
+        block = await self._save_with_message(turn, self.said, **changes)
         self.current = turn
         await self._recorder.publish(_begun(turn, block))
 
@@ -134,7 +144,7 @@ class Turns:
         block = await self._save_with_message(turn, queued.content or "")
         await self._recorder.publish([*_begun(begun, block), TurnEnd(turn=turn, turn_id=turn_id)])
 
-    async def _save_with_message(self, turn: Turn, content: Content) -> UserMessage:
+    async def _save_with_message(self, turn: Turn, content: Content, **changes: Any) -> UserMessage:
         """Save a turn that waits no more together with its user message; returns that."""
         block = UserMessage(
             id=turn.turn_id,
@@ -143,7 +153,7 @@ class Turns:
             content=content,
             message_id=turn.message_id or "",
         )
-        await self._recorder.save_turn(turn, [self._recorder.conversation.add(block)])
+        await self._recorder.save_turn(turn, [self._recorder.conversation.add(block)], **changes)
         # Not before: until then the store calls it queued, and a repeated send would queue it again.
         self._waiting.pop(turn.turn_id, None)
         return block
@@ -154,21 +164,24 @@ class Turns:
         report: AgentTurnEnded,
         *,
         everything: bool,
-        settle: Callable[[], Awaitable[None]],
+        settle: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         """Close what is open, let `settle` bring files in, persist all, and tell of the end.
 
-        `everything` closes subagents in the background as well: their process is gone.
+        `everything` closes subagents in the background as well: their process is gone. What `settle`
+        returns are changes of the session's record; they become durable with the turn's end, once all
+        that was known when it returned is durable.
         """
         assert self.current is not None
         assert self.current.turn_id == turn_id
         recorder = self._recorder
         await self.close_open(report.status, everything=everything)
-        await settle()
+        changes = await settle()
         await recorder.flush()
         turn = self._ended(self.current, report)
-        await recorder.save_turn(turn)
-        await recorder.update_record(
+        await recorder.save_turn(
+            turn,
+            **changes,
             last_activity=turn.ended_at,
             cost_usd=report.total_cost_usd if report.total_cost_usd is not None else recorder.record.cost_usd,
             model=report.model or recorder.record.model,

@@ -1,13 +1,17 @@
 """Wake: from a stored session to a sandbox with its files back and its agent waiting.
 
-The steps are in `wake`, in order; each says what it does before it does it. When one fails or the
+    wake    a new sandbox: files and transcript written back, the agent started
+    rouse   a sandbox whose agent hibernates: the agent started again
+    find    a sandbox of an earlier process of this runtime: attached to again
+
+The steps are in order; each says what it does before it does it. When a step of `wake` fails or the
 wake is given up, nothing of the attempt is left. What happens afterwards is the business of
-`session`; how to speak to the runner is in `runner_link`.
+`performer`; how to speak to the runner is in `runner_link`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -25,6 +29,7 @@ from agent_runtime.ports import (
 )
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.recorder import Recorder
+from agent_runtime.records import SessionRecord
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.tasks import unhindered
 from agent_runtime.workspace import content_of
@@ -32,6 +37,7 @@ from agent_runtime_sandbox.frames import encode
 
 _log = structlog.get_logger(__name__)
 
+_PATHS_TOLD: Final = 20
 _ENTRIES_AT_ONCE: Final = 200
 _ENTRY_BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """Transcript entries in one command: far below a frame's bound."""
@@ -58,6 +64,9 @@ class Surroundings:
     orphan_timeout_s: float
     wake_timeout_s: float
     file_rules: FileRules
+    interrupt_grace_s: float
+    agent_idle_s: float
+    sandbox_idle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +106,66 @@ async def wake(
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
         read(link)
         restored, lost = await _restore_files(recorder, around.persistence, link, say)
-        resumed = await _restore_transcript(recorder, around, link)
-        await say("Starting the agent")
-        record = recorder.record
-        start = around.agent.start(
-            profile,
-            record.session_options,
-            agent_session_id=resumed,
-            gateway_token=endpoint.token,
-        )
-        await link.command(
-            "start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s
-        )
+        options = await _start_agent(recorder, profile, around, link, say)
     except BaseException:
         await unhindered(_leave_nothing(session_id, sandbox, link, around))
         raise
-    return Awake(link, restored, lost, record.session_options)
+    return Awake(link, restored, lost, options)
+
+
+async def rouse(
+    recorder: Recorder, profile: AgentProfile, around: Surroundings, link: RunnerLink, *, say: Say
+) -> Awake:
+    """Start the agent of a sandbox that has none at present, where it left off.
+
+    Raises `RuntimeFault`; the sandbox is left as it is.
+    """
+    await recorder.flush()
+    return Awake(link, 0, (), await _start_agent(recorder, profile, around, link, say))
+
+
+async def find(record: SessionRecord, around: Surroundings) -> RunnerLink:
+    """Attach again to the sandbox that a record names, after its checkpoint.
+
+    Raises `SandboxFault`; the sandbox, if there is one, is left as it is.
+    """
+    if record.sandbox is None or record.checkpoint is None:
+        raise SandboxFault("There is no sandbox to go on in.", code="sandbox_lost")
+    sandbox = await around.sandboxes.attach(record.sandbox)
+    await around.gateway.open(record.session_id)
+    return await RunnerLink.resume(
+        sandbox, after=record.checkpoint.offset, max_file_bytes=around.file_rules.max_file_bytes
+    )
+
+
+async def _start_agent(
+    recorder: Recorder, profile: AgentProfile, around: Surroundings, link: RunnerLink, say: Say
+) -> dict[str, Any]:
+    """Start the agent with what it remembers; returns the options that it was started with."""
+    endpoint = await around.gateway.open(recorder.session_id)
+    resumed = await _restore_transcript(recorder, around, link)
+    await say("Starting the agent")
+    options = recorder.record.session_options
+    start = around.agent.start(profile, options, agent_session_id=resumed, gateway_token=endpoint.token)
+    await link.command("start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s)
+    return options
+
+
+def what_was_lost(awake: Awake, ignored: Sequence[str]) -> str:
+    """What an agent has to know whose sandbox is another one than before."""
+    lost = [f"- {path}" for path in awake.lost[:_PATHS_TOLD]]
+    if len(awake.lost) > _PATHS_TOLD:
+        lost.append(f"- and {len(awake.lost) - _PATHS_TOLD} more")
+    told = [
+        "<system-reminder>",
+        "Your sandbox was replaced by a new one since the last message.",
+        f"{awake.restored} files of the workspace were put back as they were last saved.",
+        "Running processes are gone, and so is whatever was outside of the workspace, or in folders of it",
+        f"that are not saved ({', '.join(ignored)}). Make again what you need.",
+        *(["These files could not be put back:", *lost] if lost else []),
+        "</system-reminder>",
+    ]
+    return "\n".join(told)
 
 
 async def _restore_files(

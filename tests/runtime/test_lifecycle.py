@@ -1,5 +1,6 @@
 """The lifecycle, move by move: each story is a list of inputs with the effects that must follow."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -370,7 +371,7 @@ def test_whatever_happens_every_message_is_answered_once(walk: list[tuple[int, b
 def test_a_step_changes_no_state_it_was_given(state: State, given: Input) -> None:
     if state.phase is Phase.RUNNING:
         state = State(phase=Phase.RUNNING, turn="t", queue=state.queue)
-    copy = State(state.phase, state.turn, state.queue, state.interrupting, state.autonomous, state.attempt)
+    copy = replace(state)
     if (state.phase, type(given)) in TRANSITIONS:
         step(state, given)
     else:

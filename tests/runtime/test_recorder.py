@@ -98,14 +98,14 @@ async def test_a_write_that_is_cancelled_in_the_middle_is_made_again() -> None:
     async with recording() as (recorder, store):
         await recorder.publish([text("a")])
         recorder.file_changed(file("f"), deleted=False)
-        recorder.transcript_grew("main", [{"n": 1}])
+        recorder.transcript_grew("main", [{"n": 1}], size_bytes=10)
         for method in ("save_blocks", "save_files", "append_transcript"):
             store.only = {method}
             store.hold()
             async with asyncio.TaskGroup() as tasks:
                 flushing = tasks.create_task(recorder.flush())
                 await eventually(lambda: store.calls[-1] == method)  # noqa: B023
-                recorder.transcript_grew("main", [{"n": len(method)}])
+                recorder.transcript_grew("main", [{"n": len(method)}], size_bytes=10)
                 await cancelled(flushing)
             store.let_go()
         store.only = None
@@ -152,11 +152,11 @@ async def test_while_the_store_is_down_everything_is_kept_and_tried_again() -> N
         for number in range(3):
             await recorder.publish([text(f"b{number}")])
             recorder.file_changed(file(f"f{number}"), deleted=False)
-            recorder.transcript_grew("main", [{"n": number}])
+            recorder.transcript_grew("main", [{"n": number}], size_bytes=10)
         flushing = tasks.create_task(recorder.flush())
         await eventually(lambda: recorder.failing and store.refused >= 2)
         await recorder.publish([text("b3")])
-        recorder.transcript_grew("main", [{"n": 3}])
+        recorder.transcript_grew("main", [{"n": 3}], size_bytes=10)
         store.down = False
         await flushing
         await recorder.flush()
@@ -205,10 +205,10 @@ async def test_a_transcript_goes_on_where_the_store_has_it() -> None:
     async with recording() as (recorder, store):
         await store.append_transcript("s", "main", 0, [{"n": 0}, {"n": 1}])
         recorder.transcript_stored({"main": 2})
-        recorder.transcript_grew("main", [{"n": 2}])
-        recorder.transcript_grew("subagents/x", [{"n": 9}])
+        recorder.transcript_grew("main", [{"n": 2}], size_bytes=10)
+        recorder.transcript_grew("subagents/x", [{"n": 9}], size_bytes=10)
         await recorder.flush()
-        recorder.transcript_grew("main", [{"n": 3}])
+        recorder.transcript_grew("main", [{"n": 3}], size_bytes=10)
         await recorder.flush()
         assert await store.inner.load_transcript("s") == {
             "main": [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}],
@@ -237,7 +237,7 @@ async def test_a_session_that_was_deleted_needs_no_saving() -> None:
     async with recording() as (recorder, store):
         await recorder.publish([text("a")])
         recorder.file_changed(file("f"), deleted=False)
-        recorder.transcript_grew("main", [{"n": 1}])
+        recorder.transcript_grew("main", [{"n": 1}], size_bytes=10)
         await store.delete_session("s")
         await recorder.flush()
         await recorder.update_record(name="x")

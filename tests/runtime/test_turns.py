@@ -71,8 +71,8 @@ class Desk:
         return [entry.event.type for entry in replay.entries]
 
 
-async def nothing() -> None:
-    pass
+async def nothing() -> dict[str, Any]:
+    return {}
 
 
 async def test_a_message_is_durable_when_it_is_accepted() -> None:

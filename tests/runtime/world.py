@@ -121,6 +121,7 @@ async def runtime(
         faulty.down = faulty.deaf = False
         faulty.breaks = None
         faulty.let_go()
+        await manager.stop_all()
         await manager.close()
     assert await sandboxes.list(config.runtime_id) == ()
     assert not gateway.opened

@@ -50,7 +50,10 @@ async def serving(
             async with running(chosen, gateway=gateway) as served:
                 headers = {"Authorization": f"Bearer {served.token}"}
                 async with aiohttp.ClientSession(served.url, headers=headers) as http:
-                    yield Server(served.url, served.token, model, served.runtime, http, folder)
+                    try:
+                        yield Server(served.url, served.token, model, served.runtime, http, folder)
+                    finally:
+                        await served.runtime.manager.stop_all()
 
 
 REAL_KEY = "sk-ant-story-key-that-must-stay-outside"

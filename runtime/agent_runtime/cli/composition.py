@@ -62,6 +62,9 @@ def compose(
         interrupt_grace_s=settings.interrupt_grace_s,
         wake_timeout_s=settings.wake_timeout_s,
         orphan_timeout_s=settings.orphan_timeout_s,
+        agent_idle_timeout_s=settings.agent_idle_timeout_s,
+        sandbox_idle_timeout_s=settings.sandbox_idle_timeout_s,
+        session_idle_timeout_s=settings.session_idle_timeout_s,
     )
 
 

@@ -68,6 +68,7 @@ async def demo(settings: Settings, *, once: bool) -> int:
             console.print("[dim]closing[/]")
         finally:
             _at_signal(lambda: None)  # it is closing already
+            await served.runtime.manager.stop_all()
     return outcome
 
 

@@ -81,17 +81,19 @@ async def _serving(settings: Settings, token: str, gateway: ModelGateway | None)
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    ended = asyncio.Event()
+    """Serve until a signal. SIGINT (Ctrl-C) ends the sandboxes; SIGTERM leaves them to the next start."""
+    ended: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, ended.put_nowait, number)
     async with running(settings) as served:
         ready = {"event": "ready", "url": served.url, "token": served.token}
         sys.stdout.write(orjson.dumps(ready).decode() + "\n")
         sys.stdout.flush()
         sys.stderr.write(f"console: {served.console}\n")
-        await ended.wait()
+        if await ended.get() is signal.SIGINT:
+            sys.stderr.write("ending the sandboxes\n")
+            await served.runtime.manager.stop_all()
         sys.stderr.write("closing\n")
 
 

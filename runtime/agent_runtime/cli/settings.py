@@ -44,6 +44,9 @@ class Settings(ProfileFields):
     interrupt_grace_s: float = Field(default=10.0, gt=0)
     wake_timeout_s: float = Field(default=60.0, gt=0)
     orphan_timeout_s: float = Field(default=600.0, gt=0)
+    agent_idle_timeout_s: float = Field(default=300.0, gt=0)
+    sandbox_idle_timeout_s: float = Field(default=1200.0, gt=0)
+    session_idle_timeout_s: float = Field(default=600.0, gt=0)
 
 
 def read_settings(file: Path | None, given: dict[str, Any]) -> Settings:

@@ -1,0 +1,247 @@
+"""Holder: how a session comes to its sandbox, hears it, and lets go of it; one at a time.
+
+    wake        a new sandbox, or the agent started again in one whose agent hibernates
+    find        the sandbox of an earlier process, with what it said since then
+    let_go      ended, with nothing left of it
+    detach      left alive, for the next process of this runtime to find
+
+What comes of it goes into the `machine`. The steps of a wake are in `wake`, the living sandbox is the
+`attachment`; what is done with it is decided by `lifecycle` and performed by `performer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from agent_runtime import moves
+from agent_runtime.attachment import Attachment, turn_error
+from agent_runtime.errors import RuntimeFault
+from agent_runtime.events import WorkspaceRestored
+from agent_runtime.idle import watch_idleness
+from agent_runtime.machine import Machine
+from agent_runtime.profile import AgentProfile
+from agent_runtime.recorder import Recorder
+from agent_runtime.records import Phase, SandboxStatus, TurnError
+from agent_runtime.runner_feed import UNEXPECTED, AgentGone, Heard, RunnerFeed
+from agent_runtime.runner_link import RunnerLink
+from agent_runtime.tasks import unhindered
+from agent_runtime.wake import Awake, Surroundings, find, rouse, wake, what_was_lost
+
+_log = structlog.get_logger(__name__)
+
+_ON_THE_WAY: Final = frozenset({Phase.RUNNING, Phase.READY, Phase.WAKING, Phase.HIBERNATED})
+_CATCH_UP_S: Final = 10.0
+"""For what a runner said while nobody listened to be read; a whole journal takes about two."""
+
+Spawn = Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Holder:
+    """`attached` is the sandbox that the session has, None without one. `spawn` is set by the owner.
+
+    Args:
+        profile: asked for at each wake, so that a changed profile counts from the next one on.
+        say: tells viewers what is being done.
+        heard: takes a report of the agent; returns when what follows from it is done.
+        follow_options: has a freshly started agent follow options that changed meanwhile.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        around: Surroundings,
+        machine: Machine,
+        *,
+        profile: Callable[[str], Awaitable[AgentProfile]],
+        say: Callable[[str | None], Awaitable[None]],
+        turn_id: Callable[[], str | None],
+        heard: Callable[[Heard], Awaitable[None]],
+        follow_options: Callable[[Attachment, dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        self.attached: Attachment | None = None
+        self.spawn: Spawn = _not_yet
+        self._recorder = recorder
+        self._around = around
+        self._machine = machine
+        self._profile = profile
+        self._say = say
+        self._turn_id = turn_id
+        self._take = heard
+        self._follow_options = follow_options
+        self._session_id = recorder.session_id
+        self._waking: asyncio.Task[None] | None = None
+
+    # Coming to a sandbox.
+
+    def begin_wake(self, attempt: int) -> None:
+        """Wake in a task of its own; `Woken` or `WakeFailed` comes of it."""
+        self._waking = self.spawn("wake", self._wake(attempt))
+
+    async def cancel_wake(self) -> None:
+        """Give the wake up; return when nothing is under way any more."""
+        if self._waking is not None and not self._waking.done():
+            self._waking.cancel()
+            await asyncio.wait([self._waking])
+
+    async def _wake(self, attempt: int) -> None:
+        bound_s = self._around.wake_timeout_s
+        try:
+            async with asyncio.timeout(bound_s):
+                profile = await self._profile(self._recorder.record.agent_profile_reference)
+                if self.attached is not None:
+                    link = self.attached.link
+                    awake = await rouse(self._recorder, profile, self._around, link, say=self._say)
+                else:
+                    awake = await wake(
+                        self._recorder, profile, self._around, say=self._say, read=self._listen_to
+                    )
+                    await self._note_new_sandbox(awake)
+            error = await self._woken(attempt, awake)
+        except RuntimeFault as fault:
+            error = turn_error(fault)
+        except TimeoutError:
+            message = f"There was no sandbox with a ready agent within {bound_s:g} s."
+            error = TurnError(code="sandbox_timeout", message=message, retryable=True)
+        except Exception:
+            _log.exception("wake_failed", session_id=self._session_id)
+            error = UNEXPECTED
+        if error is not None:
+            _log.warning("wake_failed", session_id=self._session_id, code=error.code, detail=error.message)
+            await unhindered(self.let_go())
+            self._machine.feed(moves.WakeFailed(attempt, error))
+
+    async def _note_new_sandbox(self, awake: Awake) -> None:
+        """From here on the record leads to the sandbox; before, whoever starts anew ends it as a leftover."""
+        assert self.attached is not None
+        record = self._recorder.record
+        before = record.last_sandbox_id
+        ref = awake.link.sandbox.ref
+        await self._recorder.update_record(
+            sandbox=ref,
+            checkpoint=self.attached.feed.beginning(),
+            last_sandbox_id=ref.sandbox_id,
+            restart_count=record.restart_count + (before is not None),
+            untold=what_was_lost(awake, self._around.file_rules.ignore) if before is not None else None,
+        )
+        if before is not None:
+            restored = WorkspaceRestored(
+                from_sandbox_id=before, restored_files=awake.restored, lost_paths=awake.lost or None
+            )
+            await self._recorder.publish([restored])
+
+    async def _woken(self, attempt: int, awake: Awake) -> TurnError | None:
+        """Go on, or say why the sandbox is of no use after all."""
+        attached = self.attached
+        assert attached is not None
+        await self._follow_options(attached, awake.options)  # somebody may have changed them meanwhile
+        if attached.lost is None:
+            self._machine.feed(moves.Woken(attempt))
+        return attached.lost
+
+    async def find(self) -> bool:
+        """Attach again to the sandbox that the record names, silently; whether it is there.
+
+        Then `spawn`ed tasks deal with what it said meanwhile; `caught_up` waits for them.
+        """
+        record = self._recorder.record
+        try:
+            link = await find(record, self._around)
+        except RuntimeFault as fault:
+            _log.warning("sandbox_not_found_again", session_id=self._session_id, code=fault.code)
+            self._recorder.conversation.told_again()
+            return False
+        assert record.checkpoint is not None
+        self._recorder.silent = True
+        self._recorder.transcript_stored(record.checkpoint.transcript)
+        self._listen_to(link, record.checkpoint.translator)
+        return True
+
+    async def caught_up(self) -> None:
+        """Return when all that a found sandbox had said is dealt with, or it takes too long."""
+        attached = self.attached
+        if attached is None:
+            return
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                await attached.feed.caught_up.wait()
+        except TimeoutError:
+            _log.warning("not_caught_up", session_id=self._session_id)
+        self._recorder.speak()
+
+    # Having one.
+
+    def mute_when_leaving(self) -> None:
+        """What the agent says while its sandbox is ended belongs to no turn."""
+        if self.attached is not None and self._machine.state.phase not in _ON_THE_WAY:
+            self.attached.feed.mute()
+
+    def status(self) -> SandboxStatus | None:
+        """The sandbox as clients see it."""
+        if self.attached is None:
+            return None
+        starting = self._machine.state.phase is Phase.WAKING
+        return self.attached.status(starting=starting, restart_count=self._recorder.record.restart_count)
+
+    def _listen_to(self, link: RunnerLink, memory: dict[str, Any] | None = None) -> None:
+        feed = RunnerFeed(
+            link,
+            self._around.agent.translator(memory),
+            self._recorder,
+            turn_id=self._turn_id,
+            report=partial(self._heard, link),
+        )
+        self.attached = attached = Attachment(self._session_id, link, feed)
+        attached.tasks.append(self.spawn("listen", self._listen(attached)))
+        attached.tasks.append(
+            self.spawn(
+                "idle",
+                watch_idleness(
+                    self._machine,
+                    feed,
+                    self._recorder,
+                    agent_idle_s=self._around.agent_idle_s,
+                    sandbox_idle_s=self._around.sandbox_idle_s,
+                ),
+            )
+        )
+
+    async def _listen(self, attached: Attachment) -> None:
+        error = await attached.listen()
+        if attached is self.attached:  # else we left it ourselves
+            self._recorder.speak()
+            attached.feed.caught_up.set()
+            self._machine.feed(moves.SandboxLost(error, untouched=attached.untouched))
+
+    async def _heard(self, link: RunnerLink, heard: Heard) -> None:
+        if self.attached is None or link is not self.attached.link:
+            return  # a sandbox that we have left
+        if isinstance(heard, AgentGone):
+            self.attached.lost = heard.error
+        await self._take(heard)
+
+    # Letting go.
+
+    async def let_go(self) -> None:
+        """End the sandbox, if there is one, and its way out. Idempotent."""
+        attached, self.attached = self.attached, None
+        try:
+            if attached is not None:
+                await attached.leave()
+        finally:
+            await self._around.gateway.close(self._session_id)
+
+    async def detach(self) -> None:
+        """Leave the sandbox to the next process of this runtime. Idempotent."""
+        attached, self.attached = self.attached, None
+        if attached is not None:
+            await attached.detach()
+
+
+def _not_yet(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    work.close()
+    raise RuntimeError(f"nobody owns the task {name} yet")
