@@ -1,75 +1,19 @@
 """The real agent binary behind the runner, against the scripted model; its only way out is a socket."""
 
-import asyncio
-import os
 import signal
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from urllib.parse import urlsplit
 
-from agent_runtime.testing.scripted_model import ScriptedModel
-from tests.sandbox_image.runner_client import Frame, RunnerClient, RunnerProcess, running
+from tests.sandbox_image.agent_world import (
+    agent_world,
+    alive,
+    answer_to,
+    ask,
+    descendants,
+    kill,
+    new_uuid,
+    start,
+)
+from tests.sandbox_image.runner_client import Frame, RunnerClient
 from tests.waiting import eventually
-
-
-@asynccontextmanager
-async def agent_world() -> AsyncIterator[tuple[RunnerProcess, ScriptedModel]]:
-    """A runner whose gateway is a socket that leads to a scripted model."""
-    async with ScriptedModel(pace=0.2) as model:
-        address = urlsplit(model.url)
-
-        async def relay(inward: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
-            outward, ask = await asyncio.open_connection(address.hostname, address.port)
-            async with asyncio.TaskGroup() as both:
-                both.create_task(copy(inward, ask))
-                both.create_task(copy(outward, answer))
-
-        async with running(preload="claude", gateway=Path("gateway.sock")) as runner:
-            server = await asyncio.start_unix_server(relay, runner.directory / "gateway.sock")
-            async with server:
-                yield runner, model
-                for client in runner.clients:
-                    await client.closed()
-
-
-async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    try:
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
-    except OSError:
-        pass
-    finally:
-        target.close()
-
-
-async def start(client: RunnerClient, **options: object) -> None:
-    await client.result("start", driver="claude", options={"gatewayToken": "session-token", **options})
-
-
-def new_uuid() -> str:
-    return str(uuid.uuid4())
-
-
-async def ask(client: RunnerClient, text: str) -> Frame:
-    """Send a message; return the result line that names it."""
-    message = new_uuid()
-    await client.result("message", uuid=message, content=text)
-    return await answer_to(client, message)
-
-
-async def answer_to(client: RunnerClient, message: str) -> Frame:
-    frame = await client.until(
-        lambda frame: (
-            frame["k"] == "agent"
-            and frame["line"]["type"] == "result"
-            and message in frame["line"].get("user_message_uuids", ())
-        )
-    )
-    line: Frame = frame["line"]
-    return line
 
 
 def line_types(client: RunnerClient) -> set[str]:
@@ -227,20 +171,3 @@ async def test_a_signal_to_the_runner_ends_the_agent_and_all_that_it_started() -
         runner.process.send_signal(signal.SIGTERM)
         assert await runner.process.wait() == 0
         assert not alive(started | {agent})
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-
-
-def descendants(pid: int) -> set[int]:
-    """Pids of all children and theirs."""
-    found: set[int] = set()
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in listing.read_text().split():
-            found |= {int(child)} | descendants(int(child))
-    return found

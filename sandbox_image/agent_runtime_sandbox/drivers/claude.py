@@ -34,6 +34,12 @@ SETTLE_S: Final = 1.0
 EOF_S: Final = 3.0
 """How long the agent may take to end once its input is closed, before it is terminated."""
 
+MODEL_RETRIES: Final = 10
+"""How often the agent asks again when its model does not answer, or the runtime is away with the gateway.
+
+Growing pauses of 0.5 to some 38 s: in all, two to three minutes until the turn fails.
+"""
+
 _FOREIGN_SETTINGS: Final = ("ANTHROPIC_", "CLAUDE_", "CLAUDECODE", "OTEL_", "NODE_OPTIONS")
 """Names that would steer the agent past the gateway or load foreign code; never inherited."""
 
@@ -326,6 +332,7 @@ def _environment(places: Places, token: str) -> dict[str, str]:
         "CLAUDE_CONFIG_DIR": str(config),
         "CLAUDE_CODE_TMPDIR": str(scratch),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
         "IS_SANDBOX": "1",
         "ANTHROPIC_API_KEY": token,
     }
