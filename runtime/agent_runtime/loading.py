@@ -109,7 +109,8 @@ class Loaded:
     @staticmethod
     async def _detach(session: AgentSession) -> None:
         try:
-            await session.recorder.flush()
+            if not session.recorder.is_hopeless:
+                await session.recorder.flush()
         finally:
             session.close(detach=True)
 
@@ -126,9 +127,15 @@ class Loaded:
         """The session, if it is in memory."""
         return self._sessions.get(session_id)
 
-    def failing(self) -> bool:
-        """Whether the store does not take what a session has to save."""
-        return any(session.recorder.failing for session in self._sessions.values())
+    def fault(self) -> PersistenceFault | None:
+        """Why the store does not take what some session has to save; None while it does."""
+        faults = (session.recorder.fault for session in self._sessions.values())
+        return next((fault for fault in faults if fault is not None), None)
+
+    def try_again(self) -> None:
+        """The store answers: whoever waits to repeat a write need not wait longer."""
+        for session in self._sessions.values():
+            session.recorder.try_again()
 
     def lock(self, session_id: str) -> asyncio.Lock:
         """Whoever holds it decides whether the session exists and is in memory."""
@@ -171,10 +178,11 @@ class Loaded:
             return session
 
     async def unload(self, session: AgentSession, why: TurnError | None) -> None:
-        """Stop a session, save what it has, and let it go."""
+        """Stop a session, save what it has, and let it go; at once where the store is damaged."""
         try:
-            await session.stop(why)
-            await session.recorder.flush()
+            if not session.recorder.is_hopeless:
+                await session.stop(why)
+                await session.recorder.flush()
         finally:
             session.close()
             self._forget(session)

@@ -359,9 +359,9 @@ class SessionManager:
     async def readiness(self) -> Readiness:
         """Whether store and sandboxes work."""
         capabilities = await self._config.sandboxes.probe()
-        failing = self._loaded.failing() or not await self._store_answers()
+        fault = await self._store_fault()
         parts: dict[str, dict[str, object]] = {
-            "persistence": {"ok": not failing},
+            "persistence": {"ok": True} if fault is None else {"ok": False, "reason": fault},
             "sandboxes": {
                 "ok": capabilities.available,
                 "provider": capabilities.provider,
@@ -371,13 +371,18 @@ class SessionManager:
         }
         return Readiness(all(part["ok"] for part in parts.values()) and not self._loaded.closing, parts)
 
-    async def _store_answers(self) -> bool:
+    async def _store_fault(self) -> str | None:
+        """Why the store does not work; None while it does."""
         try:
             async with asyncio.timeout(_PROBE_S):
                 await self._persistence.load_session("")
-        except (PersistenceFault, TimeoutError):
-            return False
-        return True
+        except TimeoutError:
+            return "The store does not answer."
+        except PersistenceFault as fault:
+            return fault.detail
+        refused = self._loaded.fault()
+        self._loaded.try_again()
+        return None if refused is None else refused.detail
 
     async def _record(self, principal: Principal, session_id: str) -> SessionRecord:
         """The principal's own session, from memory where it is loaded. Raises `NotFound`."""

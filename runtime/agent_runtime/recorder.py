@@ -10,6 +10,7 @@ lifecycle: `session` feeds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -44,7 +45,7 @@ class Recorder:
         files: the manifest as it is stored (no content).
         position: the log's head; `position` always names the last event that was folded.
 
-    `failing` is true while a write is being repeated because the store does not take it; `full` while
+    `fault` says why while a write is being repeated because the store does not take it; `full` while
     so much waits to be saved that no more should be brought in, and `relieved` is called when that
     changes. While `silent`, events are folded and not appended: they were told before, to a log that
     is no more.
@@ -64,7 +65,7 @@ class Recorder:
         self.record = record
         self.conversation = conversation
         self.files = {file.path: file for file in files}
-        self.failing = False
+        self.fault: PersistenceFault | None = None
         self.silent = False
         self.relieved: Callable[[], None] = lambda: None
         self.position = position
@@ -77,6 +78,7 @@ class Recorder:
         self._transcript_next: dict[str, int] = {}
         self._unsaved_bytes = 0
         self._dirty = asyncio.Event()
+        self._again = asyncio.Event()
         self._writing = asyncio.Lock()
         self._calling = asyncio.Lock()
         self._publishing = asyncio.Lock()
@@ -121,6 +123,20 @@ class Recorder:
     def dirty(self) -> bool:
         """Whether anything waits to be saved."""
         return bool(self._blocks or self._unsaved_files or self._transcript) or self._writing.locked()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the store does not take what there is to save."""
+        return self.fault is not None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no patience will help: the store is damaged, and nobody should wait for it."""
+        return self.fault is not None and not self.fault.retryable
+
+    def try_again(self) -> None:
+        """Somebody saw the store answer, or wants it to: a write that is to be repeated waits no longer."""
+        self._again.set()
 
     @property
     def full(self) -> bool:
@@ -254,7 +270,7 @@ class Recorder:
 
         A session deleted meanwhile needs no saving.
         """
-        delay = _RETRY_FIRST_S
+        delay = _RETRY_FIRST_S / 2
         try:
             while True:
                 try:
@@ -265,11 +281,24 @@ class Recorder:
                     _log.error("not_stored", session_id=self.session_id, code=fault.code)
                     return False
                 except PersistenceFault as fault:
-                    self.failing = True
-                    _log.warning("persistence_retry", session_id=self.session_id, code=fault.code)
+                    self.fault = fault
+                    delay = self._next_delay(delay, fault)
                 else:
                     return True
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _RETRY_MOST_S)
+                await self._pause(delay)
         finally:
-            self.failing = False  # also when given up: whoever writes next finds out for himself
+            self.fault = None  # also when given up: whoever writes next finds out for himself
+
+    def _next_delay(self, delay: float, fault: PersistenceFault) -> float:
+        """Twice as long each time; what no patience heals is tried rarely, and said louder."""
+        tell = _log.warning if fault.retryable else _log.error
+        tell("persistence_retry", session_id=self.session_id, code=fault.code, reason=fault.detail)
+        return min(delay * 2, _RETRY_MOST_S) if fault.retryable else _RETRY_MOST_S
+
+    async def _pause(self, delay: float) -> None:
+        """Wait so long, or until `try_again`; never so short that many who ask are a load."""
+        await asyncio.sleep(_RETRY_FIRST_S)
+        self._again.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay - _RETRY_FIRST_S):
+                await self._again.wait()

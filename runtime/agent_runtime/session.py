@@ -228,8 +228,10 @@ class AgentSession:
             raise Conflict(detail, code="session_unloaded", retryable=True, session_id=self.session_id)
 
     def _check_store(self) -> None:
-        if self.recorder.failing:
-            raise PersistenceFault("The store does not answer; try again later.")
+        if (fault := self.recorder.fault) is not None:
+            self.recorder.try_again()
+            detail = "The store does not answer; try again later." if fault.retryable else fault.detail
+            raise PersistenceFault(detail, retryable=fault.retryable, session_id=self.session_id)
 
     # The tasks.
 

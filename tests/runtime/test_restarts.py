@@ -116,7 +116,7 @@ async def test_while_the_store_is_down_the_end_waits_and_nothing_is_lost() -> No
         assert await it.of(session_id, "turn_end") == []
         readiness = await it.manager.readiness()
         assert not readiness.ok
-        assert readiness.parts["persistence"] == {"ok": False}
+        assert readiness.parts["persistence"] == {"ok": False, "reason": "The store is down."}
         for call in (
             it.send(session_id, "more"),
             it.manager.sync_session(ANNA, session_id),
