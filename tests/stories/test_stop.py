@@ -105,15 +105,15 @@ async def told_of_all(viewer: Viewer) -> None:
 
 
 def nothing_is_open(viewer: Viewer) -> bool:
-    """Every block whole, every call answered by one result, every subagent at its end."""
-    begun = {event["block"]["id"] for event in viewer.of("block_start")}
+    """Every block begun once and whole, every call answered by one result, every subagent at its end."""
+    begun = [event["block"]["id"] for event in viewer.of("block_start")]
     whole = {event["block"]["id"]: event["block"] for event in viewer.of("block_complete")}
     for event in viewer.of("block_update"):
         whole[event["blockId"]] |= event["updates"]
     calls = Counter(block["toolUseId"] for block in whole.values() if block["type"] == "tool_use")
     answers = Counter(block["toolUseId"] for block in whole.values() if block["type"] == "tool_result")
     states = {block.get("status") for block in whole.values()} & {"pending", "running"}
-    return begun == whole.keys() and calls == answers and not states
+    return sorted(begun) == sorted(whole) and calls == answers and not states
 
 
 def sleepers() -> list[int]:

@@ -66,6 +66,8 @@ class ChildMemory(_Kept):
     parent: Id
     prompt: Id
     said: Annotated[str, Field(max_length=MAX_REPORT)] = ""
+    stopped: bool = False
+    closed: bool = False
 
 
 class Memory(_Kept):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from agent_runtime.blocks import MAIN, Subagent, SubagentStatus, UserMessage
@@ -31,13 +31,18 @@ _ENDS: Final[Mapping[object, SubagentStatus]] = {
 
 @dataclass(slots=True)
 class _Child:
-    """`said` is the last text of the child, its report when it ends; `prompt` is a digest."""
+    """`said` is the last text of the child, its report when it ends; `prompt` is a digest.
+
+    `stopped` it is with the turn or by name; `closed` when that turn is over, and all of it was answered.
+    """
 
     agent_id: str
     tool_use_id: str | None
     parent: str
     prompt: str
     said: str = ""
+    stopped: bool = False
+    closed: bool = False
 
     @property
     def block_id(self) -> str:
@@ -51,20 +56,11 @@ class Subagents:
         self._children: dict[str, _Child] = {}
         self._by_tool: dict[str, str] = {}
         for kept in memory.children:
-            self._remember(_Child(kept.agent_id, kept.tool_use_id, kept.parent, kept.prompt, kept.said))
+            self._remember(_Child(**kept.model_dump()))
 
     def memory(self) -> list[ChildMemory]:
         """All that is known of them."""
-        return [
-            ChildMemory(
-                agent_id=child.agent_id,
-                tool_use_id=child.tool_use_id,
-                parent=child.parent,
-                prompt=child.prompt,
-                said=child.said,
-            )
-            for child in self._children.values()
-        ]
+        return [ChildMemory(**asdict(child)) for child in self._children.values()]
 
     def conversation(self, line: Json) -> str | None:
         """The conversation that a line belongs to; None for a line that names none that can be."""
@@ -81,6 +77,7 @@ class Subagents:
         if agent_id is None or agent_id == MAIN or line.get("task_type") != "local_agent":
             return
         if (known := self._children.get(agent_id)) is not None:
+            known.stopped = known.closed = False
             writing.update(known.block_id, known.parent, {"status": SubagentStatus.RUNNING.value})
             return
         prompt = text(line.get("prompt"))
@@ -114,6 +111,7 @@ class Subagents:
         status = _ENDS.get(line.get("status")) if isinstance(line.get("status"), str) else None
         if child is None or status is None:
             return
+        child.stopped = status is SubagentStatus.CANCELLED
         updates: dict[str, Any] = {"status": status.value}
         report = child.said or text(line.get("summary"))[:MAX_REPORT]
         child.said = ""
@@ -122,6 +120,16 @@ class Subagents:
         if (spent := count(mapping(line.get("usage")).get("duration_ms"))) is not None:
             updates["durationMs"] = spent
         writing.update(child.block_id, child.parent, updates)
+
+    def cancelled(self) -> None:
+        """The turn was interrupted: whoever closes it answers the calls of the children that it stopped."""
+        for child in self._children.values():
+            child.closed = child.stopped
+
+    def is_closed(self, conversation_id: str) -> bool:
+        """Whether all calls of a child were answered at the end of its turn: results come too late."""
+        child = self._children.get(conversation_id)
+        return child is not None and child.closed
 
     def _remember(self, child: _Child) -> None:
         while len(self._children) >= MAX_CHILDREN:

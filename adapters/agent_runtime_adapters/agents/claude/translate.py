@@ -21,6 +21,7 @@ from agent_runtime.blocks import (
     UserMessage,
 )
 from agent_runtime.ports import AgentIdentity, AgentTurnBegan, Translated
+from agent_runtime.records import TurnStatus
 from agent_runtime_adapters.agents.claude import notices
 from agent_runtime_adapters.agents.claude.lines import (
     Json,
@@ -201,6 +202,8 @@ class ClaudeTranslator:
             return
         for part in objects(content):
             if part.get("type") == "tool_result":
+                if self._subagents.is_closed(conversation_id):
+                    continue
                 tool_result(line, part, conversation_id, writing)
             elif part.get("type") == "text":
                 self._told(line, text(part.get("text")), conversation_id, writing)
@@ -276,5 +279,8 @@ class ClaudeTranslator:
         model = self._streams.model
         metadata = totals(line, model=model, context_tokens=self._streams.context_tokens)
         writing.out.append(metadata.model_copy(update={"turn_id": writing.turn_id}))
-        writing.out.append(turn_ended(line, model=model, error=self._error))
+        ended = turn_ended(line, model=model, error=self._error)
+        writing.out.append(ended)
         self._error = None
+        if ended.status is TurnStatus.CANCELLED:
+            self._subagents.cancelled()

@@ -20,7 +20,13 @@ from tests.adapters.agents.claude.scenarios import GOLDEN, SCENARIOS, read, tran
 
 NEVER_ANSWERED = {"budget": "the budget ended the turn before the tool ran"}
 NEVER_ANSWERED |= dict.fromkeys(
-    ("interrupt_subagent", "interrupt_subagent_with_command", "interrupt_tool_input"),
+    (
+        "interrupt_background_subagent",
+        "interrupt_background_three",
+        "interrupt_subagent",
+        "interrupt_subagent_with_command",
+        "interrupt_tool_input",
+    ),
     "interrupted; the session answers what was left",
 )
 
