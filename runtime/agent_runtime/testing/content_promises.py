@@ -261,6 +261,25 @@ class FilePromises(Promises):
             assert [file.size_bytes for file in await store.load_manifest(SID)] == [5, 1]
 
     @story
+    async def test_a_file_whose_content_is_not_kept_is_kept_without_it(
+        self, store: PersistenceAdapter
+    ) -> None:
+        """Also where there was a content before; and one that can be kept again is kept whole."""
+        await store.create_session(samples.session(SID))
+        whole = samples.file("grown", b"small")
+        large = whole.model_copy(
+            update={"size_bytes": 2**40, "sha256": "", "content": None, "omitted": "too_large"}
+        )
+        closed = large.model_copy(update={"path": "closed", "omitted": "unreadable"})
+        await store.save_files(SID, [whole])
+        await store.save_files(SID, [large, closed])
+        assert await store.load_manifest(SID) == (closed, large)
+        assert await store.load_file(SID, "grown") == large
+        assert await store.load_file(SID, "closed") == closed
+        await store.save_files(SID, [whole])
+        assert await store.load_file(SID, "grown") == whole
+
+    @story
     async def test_deleted_files_are_gone_and_unknown_ones_ignored(self, store: PersistenceAdapter) -> None:
         """Paths are names, not patterns."""
         await store.create_session(samples.session(SID))
