@@ -1,6 +1,7 @@
 """Whatever an agent does to its files: after a look, what was told is what is there, by hash."""
 
-# ruff: noqa: PTH - paths are bytes here
+# Paths are bytes here.
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH108, PTH112, PTH114, PTH116, PTH118, PTH120, PTH123
 import asyncio
 import hashlib
 import os
