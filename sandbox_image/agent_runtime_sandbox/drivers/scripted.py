@@ -86,7 +86,7 @@ class ScriptedDriver:
 
     async def message(self, uuid: str, content: str | list[Any]) -> None:
         """Queue a message."""
-        self._inbox.put_nowait((uuid, content if isinstance(content, str) else "parts"))
+        self._inbox.put_nowait((uuid, content if isinstance(content, str) else _last_text(content)))
 
     async def interrupt(self) -> None:
         """Stop the message that is being played, or comes next; without one there is nothing to stop."""
@@ -175,6 +175,12 @@ class ScriptedDriver:
                 self._output.transcript("main", told)
             case {"hang": True}:
                 await self._stop.wait()
+
+
+def _last_text(parts: list[Any]) -> str:
+    """What the user said; notes of the runtime come before it."""
+    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    return texts[-1] if texts else "parts"
 
 
 def _filled(value: Any, marks: Mapping[str, Any]) -> Any:

@@ -1,0 +1,91 @@
+"""make chaos: run stories by their seeds and say what came of them.
+
+make chaos SEEDS=500          so many fresh seeds (printed)
+make chaos SEED=17            one again, with its plan and the runtime's log
+python -m tests.chaos --help  all else
+"""
+
+import argparse
+import asyncio
+import secrets
+import statistics
+import sys
+from collections import Counter
+
+from tests.chaos.plan import SEAMS, plan
+from tests.chaos.processes import fork_server
+from tests.chaos.run import Verdict, tell
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--seed", type=int, action="append", help="this one; may be given again")
+    parser.add_argument("--seeds", type=int, default=20, help="how many fresh ones")
+    parser.add_argument("--first", type=int, help="count from here instead of drawing them")
+    parser.add_argument("--lasts", type=float, default=2.5, help="seconds of trouble per story")
+    parser.add_argument("--at-once", type=int, default=4, help="stories at the same time")
+    parser.add_argument(
+        "--local", type=int, default=20, metavar="N", help="every Nth seed in bubblewrap; 0: none"
+    )
+    parser.add_argument("--without", action="append", default=[], choices=SEAMS, help="leave a seam in peace")
+    parser.add_argument("--repeat", type=int, default=1, help="each seed so often")
+    options = parser.parse_args()
+    first = options.first if options.first is not None else secrets.randbelow(10**6) * 1000
+    seeds = options.seed or list(range(first, first + options.seeds))
+    verdicts = asyncio.run(_all(seeds * options.repeat, options))
+    failed = [verdict for verdict in verdicts if verdict.wrong]
+    for verdict in failed[:10]:
+        print(verdict.plan.told(), *verdict.wrong, sep="\n  ! ")
+    if options.seed:
+        print(*(verdict.log for verdict in verdicts), sep="\n----\n")
+    _summary(verdicts, failed)
+    return 1 if failed else 0
+
+
+async def _all(seeds: list[int], options: argparse.Namespace) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+    waiting = list(reversed(seeds))
+
+    async def work() -> None:
+        while waiting:
+            seed = waiting.pop()
+            local = options.local and seed % options.local == options.local - 1
+            drawn = plan(seed, lasts=options.lasts, provider="local" if local else "unsafe")
+            verdict = await tell(drawn.without(*options.without), forks)
+            verdicts.append(verdict)
+            if verdict.wrong or len(verdicts) % 50 == 0:
+                state = f"seed {seed}: {verdict.wrong[0][:300]}" if verdict.wrong else "well"
+                print(f"[{len(verdicts)}/{len(seeds)}] {state}", file=sys.stderr, flush=True)
+
+    async with fork_server() as forks, asyncio.TaskGroup() as tasks:
+        for _ in range(min(options.at_once, len(seeds))):
+            tasks.create_task(work())
+    return verdicts
+
+
+def _summary(verdicts: list[Verdict], failed: list[Verdict]) -> None:
+    blows, deeds, joins, fates = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    restarts: list[float] = []
+    for verdict in verdicts:
+        blows.update(verdict.figures.blows)
+        deeds.update(verdict.figures.deeds)
+        joins.update(verdict.figures.joins)
+        restarts += verdict.figures.restarts_ms
+        fates.update(said.order.fate for said in verdict.plan.said)
+    total = {
+        name: sum(getattr(v.figures, name) for v in verdicts)
+        for name in ("messages", "lives", "cuts", "refused")
+    }
+    print(f"{len(verdicts)} stories, {len(failed)} failed: {sorted({v.plan.seed for v in failed})}")
+    print(f"runtime: {dict(blows)}, {total['lives']} lives", end="")
+    if restarts:
+        print(
+            f"; birth to ready: median {statistics.median(restarts):.0f} ms, worst {max(restarts):.0f} ms",
+            end="",
+        )
+    print(f"\nmessages {total['messages']}, agents {dict(fates)}, done to sessions {dict(deeds)}")
+    print(f"connections cut {total['cuts']}, refused {total['refused']}; joins {dict(joins)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""What must hold after any story, whatever was done to it. Each returns what is wrong, in words.
+
+From the client's side: what viewers folded, what senders were told. From the store: what is in the file
+once no process has it open.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
+from tests.chaos.story import Sent, Story
+
+Told = dict[str, Any]
+FINAL = {"completed", "failed", "cancelled"}
+CAUSES_OF = {
+    "cancelled": {"interrupt", "stop"},
+    "failed": {"kill-sandbox", "stop", "exit"},
+}
+
+
+async def wrong(story: Story) -> list[str]:
+    """All that is wrong, before and after the runtime ends."""
+    found = [*story.defects]
+    workspaces = [_workspace(story, session_id) for session_id in story.sessions]
+    for session, fresh in enumerate(story.fresh):
+        found += _viewers(story, session, fresh)
+        found += _messages(story, session)
+        found += _turns(story, session)
+        found += _blocks(story, session, fresh["blocks"])
+        found += _agents(story, session, fresh["blocks"])
+    await story.end()
+    store = SqlitePersistence(story.data / "agent-runtime.db")
+    await store.open()
+    try:
+        for session in range(len(story.fresh)):
+            found += await _stored(story, session, store, workspaces[session])
+    finally:
+        await store.close()
+    return found + [defect for defect in story.defects if defect not in found]
+
+
+def _viewers(story: Story, session: int, fresh: Told) -> Iterator[str]:
+    files = {file["path"]: file["sha256"] for file in fresh["files"]}
+    shown = [fresh["blocks"], fresh["queue"], files, fresh["session"]["runtime"]["phase"]]
+    told = json.dumps(shown, sort_keys=True).encode()
+    for viewer in story.viewers[session]:
+        if viewer.state.bytes() != told:
+            yield f"viewer {viewer.name} differs from a fresh snapshot: {_difference(viewer.state.bytes(), told)}"
+
+
+def _difference(one: bytes, other: bytes) -> str:
+    first, second = json.loads(one), json.loads(other)
+    for part, (left, right) in enumerate(zip(first, second, strict=True)):
+        if left == right:
+            continue
+        if part == 0:
+            pairs = [(a, b) for a, b in zip(left, right, strict=False) if a != b]
+            return f"{len(left)} against {len(right)} blocks; first difference {str(pairs[:1])[:600]}"
+        return f"{str(left)[:300]} against {str(right)[:300]}"
+    return "nothing"
+
+
+def _messages(story: Story, session: int) -> Iterator[str]:
+    """Each acknowledged message has one turn; one that was refused at once has none."""
+    turns = Counter(turn.get("messageId") for turn in story.turns[session])
+    ids = {turn.get("messageId"): turn["turnId"] for turn in story.turns[session]}
+    for sent in _sent(story, session):
+        message_id = sent.said.order.message_id
+        if sent.turn_id is not None:
+            if turns[message_id] != 1:
+                yield f"{message_id} was acknowledged and has {turns[message_id]} turns"
+            elif ids[message_id] != sent.turn_id:
+                yield f"{message_id} was acknowledged with a turn that is not its own"
+        elif sent.tries == 0 and turns[message_id]:
+            yield f"{message_id} was refused and has a turn all the same"
+    for message_id, count in turns.items():
+        if message_id is None or count != 1:
+            yield f"{count} turns for message {message_id}"
+
+
+def _turns(story: Story, session: int) -> Iterator[str]:
+    """Each has a final status, and one that did not complete has a cause."""
+    orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
+    for turn in story.turns[session]:
+        status, order = turn["status"], orders.get(turn.get("messageId"))
+        if status not in FINAL:
+            yield f"a turn is {status} for ever: {turn}"
+            continue
+        if status == "completed" or order is None:
+            continue
+        ended = datetime.fromisoformat(turn["endedAt"])
+        deeds = {deed.what for deed in story.deeds if deed.session == session and deed.at <= ended}
+        if any(sent.said.order.fate == "exits" for sent in _sent(story, session)):
+            deeds.add("exit")
+        if not deeds & CAUSES_OF[status]:
+            yield f"{turn['messageId']} {status} without a cause: {turn.get('error')}; done before: {sorted(deeds)}"
+
+
+def _blocks(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
+    ids = Counter(block["id"] for block in blocks)
+    yield from (f"block {block_id} is there {count} times" for block_id, count in ids.items() if count > 1)
+    yield from (f"block {block['id']} is open for ever" for block in blocks if block["state"] == "streaming")
+    called = Counter(block["toolUseId"] for block in blocks if block["type"] == "tool_use")
+    answered = Counter(block["toolUseId"] for block in blocks if block["type"] == "tool_result")
+    if called != answered:
+        yield f"calls without answer {called - answered}, answers without call {answered - called}"
+    orders = {sent.said.order.message_id: sent for sent in _sent(story, session)}
+    for turn in story.turns[session]:
+        mine = [block for block in blocks if block.get("turnId") == turn["turnId"]]
+        said = [block for block in mine if block["type"] == "user_message"]
+        sent = orders.get(turn.get("messageId"))
+        if sent is None or turn["status"] not in FINAL:
+            continue
+        order = sent.said.order
+        if [block["content"] for block in said] != [order.text] or said[0]["messageId"] != order.message_id:
+            yield f"{order.message_id} has {len(said)} user messages, or another's"
+        yield from _agents_blocks(turn, order.blocks, [b for b in mine if b["type"] != "user_message"])
+
+
+def _agents_blocks(turn: Told, expected: tuple[Told, ...], found: list[Told]) -> Iterator[str]:
+    name = turn["messageId"]
+    bare = [{key: value for key, value in block.items() if key != "turnId"} for block in found]
+    bare = [block | {"message": "$AGENT"} if block.get("subtype") == "agent" else block for block in bare]
+    ids, wanted = [block["id"] for block in bare], [block["id"] for block in expected]
+    if turn["status"] == "completed":
+        if ids != wanted:
+            missing, surplus = [i for i in wanted if i not in ids], [i for i in ids if i not in wanted]
+            yield f"{name} completed; blocks missing {missing}, too many {surplus}, or in another order"
+        elif bare != list(expected):
+            pairs = [(a, b) for a, b in zip(bare, expected, strict=True) if a != b]
+            yield f"{name} completed with other blocks than were said: {str(pairs[0])[:500]}"
+        return
+    closed_for_it = {f"{block.get('toolUseId')}:result" for block in expected}
+    own = [i for i in ids if i not in closed_for_it or i in wanted[: len(ids)]]
+    if [i for i in own if i not in wanted]:
+        yield f"{name} {turn['status']} with blocks of somebody else: {[i for i in own if i not in wanted]}"
+    order = [i for i in wanted if i in ids and not i.endswith(":result")]
+    if order != [i for i in ids if i in wanted and not i.endswith(":result")]:
+        yield f"{name} {turn['status']} with its blocks in another order"
+    if order != [i for i in wanted if not i.endswith(":result")][: len(order)]:
+        yield f"{name} {turn['status']} with holes among its blocks"
+    known = {block["id"]: block for block in expected}
+    for block in bare:
+        wholly = known.get(block["id"])
+        if wholly is None or "content" not in wholly:
+            continue
+        if block["state"] == "complete" and block != wholly:
+            yield f"{name}: block {block['id']} changed"
+        if block["state"] == "aborted" and not wholly["content"].startswith(block.get("content", "")):
+            yield f"{name}: aborted block {block['id']} holds what was never said"
+
+
+def _agents(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
+    """An agent changes only where something was done to it; to the runtime alone is nothing to it."""
+    names = list(dict.fromkeys(block["message"] for block in blocks if block.get("subtype") == "agent"))
+    ends = {"kill-sandbox", "stop", "interrupt"}
+    deeds = sum(deed.session == session and deed.what in ends for deed in story.deeds)
+    exits = sum(sent.said.order.fate == "exits" for sent in _sent(story, session))
+    if len(names) > 1 + deeds + exits:
+        yield f"session {session} had {len(names)} agents with {deeds} deeds and {exits} exits to account for"
+
+
+async def _stored(
+    story: Story, session: int, store: SqlitePersistence, workspace: dict[str, str] | None
+) -> list[str]:
+    session_id, fresh = story.sessions[session], story.fresh[session]
+    found = []
+    page = await store.load_blocks(session_id, limit=10_000)
+    if [stored.block.to_json() for stored in page.blocks] != fresh["blocks"]:
+        found.append(f"session {session}: the store holds other blocks than were told")
+    if [stored.index for stored in page.blocks] != list(range(len(page.blocks))):
+        found.append(f"session {session}: the blocks' places have holes")
+    turns = await store.load_turns(session_id, limit=10_000)
+    if [turn.to_json() for turn in turns] != story.turns[session]:
+        found.append(f"session {session}: the store holds other turns than were told")
+    manifest = {file.path: file.sha256 for file in await store.load_manifest(session_id)}
+    if manifest != {file["path"]: file["sha256"] for file in fresh["files"]}:
+        found.append(f"session {session}: the store's manifest is not what was told")
+    if workspace is not None and workspace != manifest:
+        found.append(f"session {session}: the workspace holds {workspace}, the store {manifest}")
+    return (
+        found
+        + list(_transcript(story, session, await store.load_transcript(session_id)))
+        + list(_files(story, session, manifest))
+    )
+
+
+def _transcript(story: Story, session: int, transcript: dict[str, list[Told]]) -> Iterator[str]:
+    entries = transcript.get("main", [])
+    places = [entry["n"] for entry in entries]
+    if places != list(range(len(places))):
+        yield f"session {session}: transcript entries {places}"
+    per_turn = Counter(entry["turn"] for entry in entries)
+    orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
+    for turn in story.turns[session]:
+        order = orders.get(turn.get("messageId"))
+        if order is not None and turn["status"] == "completed" and per_turn[turn["turnId"]] != order.entries:
+            yield f"{order.message_id} has {per_turn[turn['turnId']]} entries in the transcript, not {order.entries}"
+
+
+def _files(story: Story, session: int, manifest: dict[str, str]) -> Iterator[str]:
+    """What completed turns wrote is kept, but for files that others write too."""
+    orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
+    for turn in story.turns[session]:
+        order = orders.get(turn.get("messageId"))
+        if order is None or turn["status"] != "completed":
+            continue
+        for file in order.files:
+            sha256 = hashlib.sha256(file.text.encode()).hexdigest()
+            if file.path != "shared.txt" and manifest.get(file.path) != sha256:
+                yield f"{order.message_id} wrote {file.path}, which is {manifest.get(file.path)} in the store"
+
+
+def _workspace(story: Story, session_id: str) -> dict[str, str] | None:
+    """Path to hash of what is in the living sandbox; None where none lives."""
+    for file in story.data.glob("sandboxes/*/record.json"):
+        record = json.loads(file.read_text())
+        if session_id in (record.get("session_id"), record.get("sessionId")):
+            folder: Path = file.parent / "workspace"
+            return {
+                path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in folder.rglob("*")
+                if path.is_file()
+            }
+    return None
+
+
+def _sent(story: Story, session: int) -> list[Sent]:
+    return [sent for sent in story.sent if sent.said.session == session]

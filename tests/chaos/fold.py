@@ -1,0 +1,87 @@
+"""What a client makes of what it is told: docs/wire.md sections 4 and 5, written down once more. Pure.
+
+On purpose nothing of the runtime's own fold is used here.
+"""
+
+import json
+from typing import Any
+
+Told = dict[str, Any]
+KEPT = {"id", "type", "content", "conversationId", "toolUseId"}
+
+
+class Hole(Exception):
+    """A live event did not follow the one before: join again."""
+
+
+class Folded:
+    """The state of one session as one viewer knows it. `starts` and `ends` count turn events that came live
+    or by replay."""
+
+    def __init__(self) -> None:
+        self.epoch = ""
+        self.seq = -1
+        self.blocks: dict[str, Told] = {}
+        self.queue: list[Told] = []
+        self.files: dict[str, str] = {}
+        self.phase = ""
+        self.ends: dict[tuple[str, str], int] = {}
+
+    @property
+    def position(self) -> str | None:
+        return f"{self.epoch}:{self.seq}" if self.epoch else None
+
+    def take_join(self, ack: Told) -> None:
+        if ack["resume"] == "snapshot":
+            self.blocks = {block["id"]: block for block in ack["blocks"]}
+            assert len(self.blocks) == len(ack["blocks"]), "a block twice in one snapshot"
+            self.queue = ack["queue"]
+            self.files = {file["path"]: file["sha256"] for file in ack["files"]}
+            self.phase = ack["session"]["runtime"]["phase"]
+        else:
+            assert ack["position"].split(":")[0] == self.epoch, "a replay of another epoch"
+            for event in ack["events"]:
+                assert event["seq"] > self.seq, "a replay goes back"
+                self._apply(event)
+                self.seq = event["seq"]
+        epoch, _, seq = ack["position"].rpartition(":")
+        assert epoch != self.epoch or int(seq) >= self.seq, "a join goes back"
+        self.epoch, self.seq = epoch, int(seq)
+
+    def take_live(self, event: Told) -> None:
+        if event["epoch"] == self.epoch and event["seq"] <= self.seq:
+            return
+        if event["epoch"] != self.epoch or event["seq"] != self.seq + 1:
+            raise Hole
+        self.seq = event["seq"]
+        self._apply(event)
+
+    def bytes(self) -> bytes:
+        """Canonical JSON of all of it."""
+        shown = [list(self.blocks.values()), self.queue, self.files, self.phase]
+        return json.dumps(shown, sort_keys=True).encode()
+
+    def _apply(self, event: Told) -> None:
+        match event["type"]:
+            case "block_start" | "block_complete":
+                self.blocks[event["block"]["id"]] = dict(event["block"])
+            case "text_delta":
+                block = self.blocks.get(event["blockId"])
+                if block is not None and block["state"] == "streaming":
+                    block["content"] = block.get("content", "") + event["delta"]
+            case "block_update":
+                block = self.blocks.get(event["blockId"])
+                if block is not None:
+                    block |= {name: new for name, new in event["updates"].items() if name not in KEPT}
+            case "queue_changed":
+                self.queue = event["queue"]
+            case "session_status":
+                self.phase = event["runtime"]["phase"]
+            case "file_changed" if event["change"] == "deleted":
+                self.files.pop(event["file"]["path"], None)
+            case "file_changed":
+                self.files[event["file"]["path"]] = event["file"]["sha256"]
+            case "turn_end":
+                key = (event["epoch"], event["turn"]["turnId"])
+                self.ends[key] = self.ends.get(key, 0) + 1
+                assert self.ends[key] == 1, f"turn {key} ended twice"

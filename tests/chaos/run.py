@@ -1,0 +1,53 @@
+"""Tell a story by its seed and judge it."""
+
+import asyncio
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos import checks
+from tests.chaos.plan import Plan
+from tests.chaos.processes import Forks
+from tests.chaos.proxy import proxy
+from tests.chaos.story import Figures, Story, Unwell
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`wrong` is empty where all is well; `log` is what the runtime wrote in its lives."""
+
+    plan: Plan
+    wrong: tuple[str, ...]
+    figures: Figures
+    log: str
+
+
+async def tell(plan: Plan, forks: Forks) -> Verdict:
+    """Nothing is left of it, however it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="agent-runtime-chaos-"))
+    try:
+        async with proxy() as network:
+            story = Story(plan, forks, network, folder / "data")
+            story.data.mkdir()
+            try:
+                await story.run()
+                wrong = await checks.wrong(story)
+            except (Unwell, TimeoutError, ExceptionGroup) as error:
+                wrong = [*story.defects, *_said(error)]
+            finally:
+                await story.kill_everything()
+            log = _tail(story.data / "runtime.log")
+        return Verdict(plan, tuple(wrong), story.figures, log)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _said(error: BaseException) -> list[str]:
+    if isinstance(error, BaseExceptionGroup):
+        return [line for each in error.exceptions for line in _said(each)]
+    return [f"{type(error).__name__}: {error}"]
+
+
+def _tail(file: Path, most: int = 20_000) -> str:
+    return file.read_text(errors="replace")[-most:] if file.exists() else ""
