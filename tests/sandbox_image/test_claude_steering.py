@@ -10,6 +10,12 @@ from tests.sandbox_image.runner_client import Frame, RunnerClient
 SCRIPTS: dict[str, Script] = {
     "work": [[bash("sleep 1; echo worked", "Work")], [Say("I have worked. " * 10, delay_s=0.2)]],
     "talk": [[Say("I talk. " * 40, delay_s=0.2)]],
+    "behind": [
+        [bash("echo behind", "Work behind", run_in_background=True)],
+        [Say("I rest.")],
+        [bash("sleep 1; echo looked", "Look after it")],
+        [Say("All is done.")],
+    ],
     "short": [[Say("That was short.")]],
 }
 
@@ -79,3 +85,26 @@ async def test_a_message_that_crosses_with_the_end_of_a_turn_is_a_turn_of_its_ow
             sent.append(await say(client, "[[script:short]]"))
         await answer_to(client, sent[-1])
         assert results(client) == [[message] for message in sent]
+
+
+async def test_a_turn_that_the_agent_began_by_itself_takes_messages_in_and_names_them() -> None:
+    async with agent_world(SCRIPTS) as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        first = await say(client, "[[script:behind]]")
+        await line(client, lambda line: is_call(line) and "Look after it" in str(line))
+        second = await say(client, "and the heron")
+        result = await answer_to(client, second)
+        assert result["origin"]["kind"] == "task-notification"
+        assert results(client) == [[first], [second]]
+
+
+async def test_orders_to_the_agent_itself_wait_for_the_end_of_the_turn() -> None:
+    async with agent_world(SCRIPTS) as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        first = await say(client, "[[script:work]]")
+        await line(client, is_call)
+        order, third = await say(client, "/context"), await say(client, "and the heron")
+        await answer_to(client, order)
+        assert results(client) == [[first, third], [order]]

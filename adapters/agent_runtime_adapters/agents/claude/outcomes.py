@@ -66,7 +66,7 @@ def model_error(line: Json, message: str, stop_reason: object) -> TurnError:
 def turn_ended(line: Json, *, model: str | None, error: TurnError | None) -> AgentTurnEnded:
     """Read a `result` line. `error` is the last model error of this turn, which says more than the line."""
     status, reason, error = _judged(line, error)
-    origin = mapping(line.get("origin")).get("kind")
+    origin, answered = mapping(line.get("origin")).get("kind"), _answered(line)
     return AgentTurnEnded(
         status=status,
         stop_reason=reason,
@@ -74,8 +74,9 @@ def turn_ended(line: Json, *, model: str | None, error: TurnError | None) -> Age
         usage=_usage(line.get("model_usage_since_last_result")),
         total_cost_usd=amount(line.get("total_cost_usd")),
         model=model,
-        message_ids=_answered(line),
-        autonomous=origin == "task-notification",
+        message_ids=answered,
+        # What the agent began by itself and took a message into is that message's turn.
+        autonomous=origin == "task-notification" and not answered,
     )
 
 

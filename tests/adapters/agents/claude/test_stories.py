@@ -184,6 +184,35 @@ def test_a_steered_turn_answers_both_messages() -> None:
     assert len(turn.message_ids) == 2
 
 
+def test_two_messages_that_waited_together_are_one_turn_that_names_both() -> None:
+    assert [len(fact.message_ids) for fact in ended("queued_messages_together")] == [1, 2]
+
+
+def test_a_turn_of_the_agents_own_that_took_a_message_in_is_that_messages_turn() -> None:
+    own = ended("background_turn_takes_a_message")[-1]
+    assert len(own.message_ids) == 1
+    assert own.autonomous is False
+    assert ended("background_command")[-1].autonomous is True
+
+
+def test_an_interrupt_cancels_subagents_and_commands_in_the_background() -> None:
+    blocks = live_blocks(translated("interrupt_background_three"))
+    children = [block for block in blocks if isinstance(block, Subagent)]
+    assert [child.status for child in children] == [SubagentStatus.CANCELLED] * 2
+    results = [block.tool_use_id for block in blocks if isinstance(block, ToolResult)]
+    assert sorted(results) == sorted(block.tool_use_id for block in blocks if isinstance(block, ToolUse))
+
+
+def test_children_stopped_while_the_agent_rests_answer_for_themselves() -> None:
+    blocks = live_blocks(translated("interrupt_background_at_rest"))
+    results = {block.tool_use_id: block for block in blocks if isinstance(block, ToolResult)}
+    (child,) = [block for block in blocks if isinstance(block, Subagent)]
+    (call,) = [b for b in in_conversation(blocks, child.subagent_id) if isinstance(b, ToolUse)]
+    assert child.status == SubagentStatus.CANCELLED
+    assert call.status == ToolStatus.CANCELLED
+    assert "doesn't want to proceed" in str(results[call.tool_use_id].output)
+
+
 def test_clearing_gives_the_agent_a_new_identity() -> None:
     identities = [f.agent_session_id for f in translated("commands") if isinstance(f, AgentIdentity)]
     assert len(identities) == len(set(identities)) == 2
