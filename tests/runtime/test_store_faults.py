@@ -7,7 +7,7 @@ A real SQLite file under the whole runtime. What the adapter says of each failur
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from tests.runtime.scripts import assert_orderly
 from tests.runtime.world import ANNA, World, runtime
+from tests.waiting import eventually
 
 LARGE = b"0123456789abcdef" * 65536
 
@@ -103,6 +104,23 @@ class Full:
 
 
 FAILURES = [Moved, Locked, Full]
+
+
+def damage(path: Path) -> None:
+    """Overwrite all of the file but its first page, behind the back of whoever has it open."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        db.execute(f"PRAGMA user_version = {version}")  # a change by somebody else: nobody trusts his cache
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        size = file.seek(0, 2)
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+
+
+def back_up(path: Path, to: Path) -> None:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
 
 
 @asynccontextmanager
@@ -212,3 +230,88 @@ async def test_while_the_file_is_elsewhere_what_is_in_memory_can_be_read(tmp_pat
         await failure.end()
         assert await ready(world)
         assert (await world.manager.file(ANNA, sid, "first.bin")).size_bytes == len(LARGE) + 5
+
+
+async def test_a_damaged_store_keeps_its_turn_open_and_the_next_runtime_ends_it_with_a_backup(
+    tmp_path: Path,
+) -> None:
+    path, script = tmp_path / "data" / "store.db", InTwoHalves()
+    path.parent.mkdir()
+    store: Any = SqlitePersistence(path, busy_timeout_s=0.1)
+    async with ScriptedSandboxes(script) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as world:
+            sid = await world.new()
+            receipt = await world.send(sid, "hello")
+            await script.half_way.wait()
+            await eventually(
+                lambda: "second.bin" not in names(world, sid) and "first.bin" in names(world, sid)
+            )
+            back_up(path, tmp_path / "backup.db")
+            damage(path)
+            script.go_on.set()
+            await until(lambda: not_ready(world))
+            assert (await world.manager.readiness()).parts["persistence"] == {
+                "ok": False,
+                "reason": "The database file is damaged.",
+            }
+            await eventually(lambda: world.manager._loaded.fault() is not None)
+            await until(lambda: sends_are_refused(world, sid))
+            assert await world.of(sid, "turn_end") == [], "an end is told that is not durable"
+            both = [f"{half}-{receipt.turn_id}" for half in ("first", "second")]
+            await until(lambda: shows(world, sid, both))
+            began = asyncio.get_running_loop().time()
+            await world.manager.close()
+            assert asyncio.get_running_loop().time() - began < 2, "closing waited for a damaged store"
+
+        for file in path.parent.iterdir():
+            file.unlink()
+        (tmp_path / "backup.db").rename(path)
+        async with runtime(sandboxes, store) as world:
+            await until(lambda: has_ended(world, sid))
+            await check_whole(world, sid, receipt.turn_id)
+            assert await ready(world)
+            assert len(sandboxes.made) == 1
+
+
+async def has_ended(world: World, sid: str) -> bool:
+    (turn,) = await world.turns(sid)
+    return turn.status is not TurnStatus.RUNNING
+
+
+async def shows(world: World, sid: str, block_ids: list[str]) -> bool:
+    """Whether whoever joins sees these blocks after the message; none of it comes from the store."""
+    snapshot = await world.manager.snapshot(ANNA, sid)
+    return [block.id for block in snapshot.blocks][1:] == block_ids
+
+
+def names(world: World, sid: str) -> set[str]:
+    session = world.manager._loaded.find(sid)
+    return set() if session is None else set(session.recorder.files)
+
+
+async def sends_are_refused(world: World, sid: str) -> bool:
+    with pytest.raises(PersistenceFault) as refusal:
+        await world.send(sid, "another")
+    assert refusal.value.code == "persistence_unavailable"
+    return not refusal.value.retryable
+
+
+async def test_a_store_that_is_seen_to_answer_is_tried_at_once(tmp_path: Path) -> None:
+    path, script = tmp_path / "data" / "store.db", InTwoHalves()
+    async with a_runtime(path, script) as world:
+        failure = Moved(world.store.inner, path)
+        sid = await world.new(message="hello")
+        await script.half_way.wait()
+        await failure.begin()
+        script.go_on.set()
+        before = writes(world)
+        await eventually(lambda: writes(world) >= before + 5)  # the next attempt is seconds away
+        await failure.end()
+        began = asyncio.get_running_loop().time()
+        await until(lambda: ready(world))
+        await world.ended(sid, 1)
+        assert asyncio.get_running_loop().time() - began < 1
+
+
+def writes(world: World) -> int:
+    return sum(call.startswith(("save", "append", "update")) for call in world.store.calls)

@@ -52,6 +52,13 @@ class World:
     async def of(self, session_id: str, kind: str) -> list[Any]:
         return [event for event in await self.events(session_id) if event.type == kind]
 
+    async def reaches_events(self, session_id: str, kind: str, count: int) -> list[Any]:
+        """The events of one type, once there are so many."""
+        async with asyncio.timeout(10):
+            while len(found := await self.of(session_id, kind)) < count:
+                await self.log.wait(session_id, await self.log.head(session_id))
+        return found
+
     async def ended(self, session_id: str, count: int) -> list[Turn]:
         """The turns that ended, once there are so many."""
         await self._until_ended(session_id, count)
@@ -95,11 +102,23 @@ async def world(script: Script = echo, **options: Any) -> AsyncIterator[World]:
         yield made
 
 
+async def killed(it: World) -> None:
+    """End a runtime as SIGKILL does: what was not saved is gone, and its sandboxes live on."""
+    loaded = it.manager._loaded._sessions
+    for session in tuple(loaded.values()):
+        session.close(detach=True)
+    await eventually(lambda: not loaded)
+    await it.manager.close()
+
+
 @asynccontextmanager
 async def runtime(
-    sandboxes: ScriptedSandboxes, store: MemoryPersistence, **options: Any
+    sandboxes: ScriptedSandboxes, store: MemoryPersistence, *, leaves: bool = False, **options: Any
 ) -> AsyncIterator[World]:
-    """One process's worth of a runtime; several in turn over the same store are restarts."""
+    """One process's worth of a runtime; several in turn over the same store are restarts.
+
+    With `leaves` its sandboxes live on when it closes.
+    """
     before = asyncio.all_tasks()
     faulty, gateway = FaultyPersistence(store), NoGateway()
     log = SlowLog(max_bytes_per_session=64 * 1024 * 1024)
@@ -121,10 +140,12 @@ async def runtime(
         faulty.down = faulty.deaf = False
         faulty.breaks = None
         faulty.let_go()
-        await manager.stop_all()
+        if not leaves:
+            await manager.stop_all()
         await manager.close()
-    assert await sandboxes.list(config.runtime_id) == ()
-    assert not gateway.opened
+    if not leaves:
+        assert await sandboxes.list(config.runtime_id) == ()
+        assert not gateway.opened
     await eventually(lambda: not (tasks_of_ours() - before))
 
 
