@@ -111,6 +111,7 @@ class Attachment:
     async def detach(self) -> None:
         """Disconnect and stop reading; the sandbox goes on. Idempotent."""
         self.feed.mute()
+        self.feed.caught_up.set()  # there will be no more
         await self.feed.quiet()  # what is in the log must be in the fold
         await self.link.close()
         for task in self.tasks:

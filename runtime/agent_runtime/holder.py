@@ -28,7 +28,7 @@ from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import Phase, SandboxStatus, TurnError
 from agent_runtime.runner_feed import UNEXPECTED, AgentGone, Heard, RunnerFeed
-from agent_runtime.runner_link import RunnerLink
+from agent_runtime.runner_link import Greeting, RunnerLink
 from agent_runtime.tasks import unhindered
 from agent_runtime.wake import Awake, Surroundings, find, rouse, wake, what_was_lost
 
@@ -75,6 +75,7 @@ class Holder:
         self._follow_options = follow_options
         self._session_id = recorder.session_id
         self._waking: asyncio.Task[None] | None = None
+        self._found: RunnerLink | None = None
 
     # Coming to a sandbox.
 
@@ -143,23 +144,28 @@ class Holder:
             self._machine.feed(moves.Woken(attempt))
         return attached.lost
 
-    async def find(self) -> bool:
-        """Attach again to the sandbox that the record names, silently; whether it is there.
-
-        Then `spawn`ed tasks deal with what it said meanwhile; `caught_up` waits for them.
-        """
-        record = self._recorder.record
+    async def find(self) -> Greeting | None:
+        """Attach again to the sandbox that the record names; how it stands, None where it is gone."""
         try:
-            link = await find(record, self._around)
+            self._found = await find(self._recorder.record, self._around)
         except RuntimeFault as fault:
             _log.warning("sandbox_not_found_again", session_id=self._session_id, code=fault.code)
             self._recorder.conversation.told_again()
-            return False
-        assert record.checkpoint is not None
+            return None
+        return self._found.greeting
+
+    def go_on(self) -> None:
+        """Hear what the sandbox that was found said meanwhile, silently; `caught_up` waits for the end.
+
+        Before it the lifecycle must know of the turn under way, or its end would not be understood.
+        """
+        link, checkpoint = self._found, self._recorder.record.checkpoint
+        assert link is not None
+        assert checkpoint is not None
+        self._found = None
         self._recorder.silent = True
-        self._recorder.transcript_stored(record.checkpoint.transcript)
-        self._listen_to(link, record.checkpoint.translator)
-        return True
+        self._recorder.transcript_stored(checkpoint.transcript)
+        self._listen_to(link, checkpoint.translator)
 
     async def caught_up(self) -> None:
         """Return when all that a found sandbox had said is dealt with, or it takes too long."""
@@ -238,8 +244,11 @@ class Holder:
     async def detach(self) -> None:
         """Leave the sandbox to the next process of this runtime. Idempotent."""
         attached, self.attached = self.attached, None
+        found, self._found = self._found, None
         if attached is not None:
             await attached.detach()
+        if found is not None:
+            await found.close()
 
 
 def _not_yet(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -273,28 +273,28 @@ class AgentSession:
         waiting = [turn.turn_id for turn in queued]
         if self.recorder.record.sandbox is None:
             await self._end_broken_off(running, _RUNTIME_LOST)
-        elif not await self._holder.find():
+        elif (found := await self._holder.find()) is None:
             await self._end_broken_off(running, _SANDBOX_LOST)
             await self.recorder.update_record(sandbox=None, checkpoint=None)
         else:
-            await self._end_broken_off(running[:-1], _RUNTIME_LOST)  # there is one at most
-            return await self._go_on(running[-1] if running else None, waiting)
+            turn = running[-1] if running else None  # there is one at most
+            return await self._go_on(turn, waiting, agent=found.agent == "running")
         return waiting
 
-    async def _go_on(self, turn: Turn | None, waiting: list[str]) -> list[str]:
+    async def _go_on(self, turn: Turn | None, waiting: list[str], *, agent: bool) -> list[str]:
         """In the sandbox of the earlier process, with its turn. Returns who waits until all is heard.
 
         Those that wait must be known while a turn is under way: its agent may have answered them too.
         """
-        assert self._holder.attached is not None
-        agent = self._holder.attached.link.greeting.agent == "running"
         if turn is None:
             self._machine.feed(moves.Attached(None, (), autonomous=False, agent=agent))
+            self._holder.go_on()
             return waiting
         self._turns.go_on(turn, await self._said(turn))
         autonomous = turn.message_id is None
         attached = moves.Attached(turn.turn_id, tuple(waiting), autonomous=autonomous, agent=agent)
         self._machine.feed(attached)
+        self._holder.go_on()
         if not agent:
             self._spawn("agent_gone", self._lose_agent())
         return []
@@ -319,8 +319,7 @@ class AgentSession:
             self._turns.current = turn
             report = AgentTurnEnded(status=TurnStatus.FAILED, error=why)
             await self._turns.end(turn.turn_id, report, everything=True, settle=_nothing)
-        if self._holder.attached is None:
-            await self._turns.close_open(TurnStatus.FAILED, everything=True)
+        await self._turns.close_open(TurnStatus.FAILED, everything=True)
 
 
 _RUNTIME_LOST: Final = TurnError(

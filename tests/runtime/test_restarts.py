@@ -33,7 +33,9 @@ async def power_cut(*messages: str) -> tuple[MemoryPersistence, str, list[str]]:
     return left, session_id, [receipt.turn_id for receipt in receipts]
 
 
-async def test_after_a_crash_of_runtime_and_sandbox_the_turn_has_failed_once_and_the_queued_ones_run() -> None:
+async def test_after_a_crash_of_runtime_and_sandbox_the_turn_has_failed_once_and_the_queued_ones_run() -> (
+    None
+):
     store, session_id, turn_ids = await power_cut("one", "two", "three")
     async with ScriptedSandboxes(echo) as sandboxes:
         async with runtime(sandboxes, store) as it:

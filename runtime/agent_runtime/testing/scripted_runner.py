@@ -132,11 +132,21 @@ class ScriptedRunner:
             self.send(b"".join(encode(frame) for frame in frames))
 
     def attach(self, after: int, send: Callable[[bytes], None]) -> None:
-        """Take a connection in place of the one before."""
+        """Take a connection in place of the one before. What was acknowledged is forgotten."""
         self.send = send
-        state = "none" if self.started is None else "running"
-        hello = {"k": "hello", "v": PROTOCOL_VERSION, "head": len(self._kept), "oldest": 1, "agent": state}
-        self.pass_on(hello, *self._kept[after:])
+        hello = {
+            "k": "hello",
+            "v": PROTOCOL_VERSION,
+            "head": len(self._kept),
+            "oldest": self.acknowledged + 1,
+            "agent": self._state(),
+        }
+        self.pass_on(hello, *self._kept[max(after, self.acknowledged) :])
+
+    def _state(self) -> str:
+        if self.started is not None:
+            return "running"
+        return "exited" if any(frame["k"] == "started" for frame in self._kept) else "none"
 
     def change(self, path: str, content: bytes) -> None:
         """A file was written inside: small ones travel with the report."""
