@@ -3,6 +3,7 @@
 # Paths are bytes here.
 # ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH108, PTH112, PTH114, PTH116, PTH118, PTH120, PTH123
 import asyncio
+import base64
 import hashlib
 import os
 import shutil
@@ -20,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agent_runtime_sandbox import frames
 from agent_runtime_sandbox.beneath import FileRefused, Root, decode_path
-from agent_runtime_sandbox.files import WorkspaceFiles
+from agent_runtime_sandbox.files import WorkspaceFiles, send_chunks
 from agent_runtime_sandbox.journal import Journal
 from agent_runtime_sandbox.manifest import Rules, Scope
 from agent_runtime_sandbox.outbox import Outbox
@@ -174,6 +175,22 @@ class Workspace(RuleBasedStateMachine):
             self.loop.run_until_complete(self.files.write(decode_path(path), raw(content), append=False))
             if not ignored(path.rpartition(b"/")[0]):
                 self.told[path] = (content[1], hashlib.sha256(raw(content)).hexdigest(), None)
+
+    @rule(place=PLACES)
+    def somebody_reads(self, place: int) -> None:
+        """Who is given a content takes it for the newest, whatever was reported before."""
+        path = self.there(place)
+        before = self.told.get(path)
+        given: list[bytes] = []
+
+        async def send(data: str, last: bool) -> None:
+            given.append(base64.b64decode(data))
+
+        with as_nobody(), suppress(FileRefused):
+            told = self.loop.run_until_complete(send_chunks(self.files, decode_path(path), send))
+            if before is not None and before[1] is not None:
+                assert told["sha256"] == hashlib.sha256(b"".join(given)).hexdigest()
+                self.told[path] = (told["size"], told["sha256"], None)
 
     @invariant()
     def nothing_false_is_known(self) -> None:

@@ -1,10 +1,25 @@
 """An interrupt of the real agent ends everything that it does, in front and in the background."""
 
+from datetime import UTC, datetime
+
 import pytest
 
+from agent_runtime.ports import AgentTurnEnded
+
 from agent_runtime.testing.scenarios import agent, bash
-from agent_runtime.testing.script import Say, Script
-from tests.sandbox_image.agent_world import agent_world, answer_to, ask, descendants, line, lines, say, start
+from agent_runtime.testing.script import Say, Script, Wait
+from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator
+from tests.sandbox_image.agent_world import (
+    agent_world,
+    answer_to,
+    ask,
+    descendants,
+    line,
+    lines,
+    new_uuid,
+    say,
+    start,
+)
 from tests.sandbox_image.runner_client import Frame, RunnerClient
 from tests.waiting import eventually
 
@@ -103,3 +118,29 @@ async def test_an_interrupt_takes_back_the_messages_that_the_agent_has_not_taken
 async def eventually_running(client: RunnerClient) -> None:
     await line(client, lambda line: line["type"] == "assistant")
     await eventually(lambda: started(client))
+
+
+async def test_a_message_that_an_interrupt_follows_at_once_ends_once_as_cancelled() -> None:
+    async with agent_world({"silent": [[Wait(600)]]}) as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        sent = [new_uuid() for _ in range(10)]
+        for message in sent:
+            client.say("message", id=message, uuid=message, content="[[script:silent]]")
+            await client.result("interrupt")
+            await line(
+                client,
+                lambda line, wanted=message: (
+                    (line.get("command_uuid"), line.get("state")) == (wanted, "cancelled")
+                ),
+            )
+        again = await ask(client, "[[script:text]]")
+        assert again["subtype"] == "success"
+        translator = ClaudeTranslator()
+        told = [
+            fact.message_ids
+            for native in lines(client)
+            for fact in translator.translate(native, turn_id=None, at=datetime.now(UTC))
+            if isinstance(fact, AgentTurnEnded)
+        ]
+        assert told[:-1] == [(message,) for message in sent]

@@ -158,6 +158,65 @@ async def test_ignored_directories_are_not_told_but_can_be_read() -> None:
         assert await changes_after_sync(client) == [("open/x", "created"), ("open/y", "created")]
 
 
+async def test_ignored_names_may_be_patterns_and_a_file_of_such_a_name_is_told_soon() -> None:
+    async with running(ignore=("build-*", "?x")) as runner:
+        client = await runner.attach()
+        for folder in ("build-1", "a/build-2", "ax", "axx", "build"):
+            (runner.workspace / folder).mkdir(parents=True)
+            (runner.workspace / folder / "x").write_text("x")
+        assert await changes_after_sync(client) == [("axx/x", "created"), ("build/x", "created")]
+        (runner.workspace / "build-3").write_text("no directory")
+        await client.until_file("build-3", "created")
+
+
+async def test_with_as_many_files_as_are_allowed_those_that_are_known_go_on_to_be_told() -> None:
+    async with running(max_files=20) as runner:
+        client = await runner.attach()
+        for number in range(30):
+            (runner.workspace / f"f{number}").write_text("x")
+        assert len(await changes_after_sync(client)) == 20
+        known = [file["path"] for file in (await client.result("list"))["files"]]
+        (runner.workspace / known[0]).write_text("changed")
+        (runner.workspace / known[1]).unlink()
+        told = dict(await changes_after_sync(client))
+        assert (told.pop(known[0]), told.pop(known[1])) == ("modified", "deleted")
+        assert list(told.values()) == ["created"], "there is room for one more"
+        for path in runner.workspace.iterdir():
+            path.unlink()
+        assert len(await changes_after_sync(client)) == 20
+        (runner.workspace / "new").write_text("x")
+        await client.until_file("new", "created")
+
+
+async def test_that_files_are_left_out_is_told_once_and_again_when_it_comes_again() -> None:
+    async with running(max_files=3) as runner:
+        client = await runner.attach()
+        for _ in range(2):
+            for number in range(5):
+                (runner.workspace / f"f{number}").write_text("x")
+            await client.result("sync")
+            await client.result("sync")
+            assert [frame["code"] for frame in client.of_kind("fault")] == ["too_many_files"]
+            client.kept.clear()
+            for path in runner.workspace.iterdir():
+                path.unlink()
+            await client.result("sync")
+
+
+async def test_ten_thousand_files_at_once_are_told_by_hash() -> None:
+    async with running() as runner:
+        client = await runner.attach()
+        expected = {}
+        for number in range(10_000):
+            path = runner.workspace / f"d{number % 100}" / f"f{number}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(str(number))
+            expected[f"d{number % 100}/f{number}"] = hashlib.sha256(str(number).encode()).hexdigest()
+        await client.result("sync")
+        assert {frame["path"]: frame["sha256"] for frame in client.of_kind("file")} == expected
+        assert all(hashlib.sha256(content_of(x)).hexdigest() == x["sha256"] for x in client.of_kind("file"))
+
+
 async def test_what_only_travels_on_request_is_marked_by_having_no_content() -> None:
     async with running() as runner:
         client = await runner.attach()
