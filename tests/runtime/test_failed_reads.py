@@ -4,17 +4,19 @@ The runtime reads before it writes in a few places: when a session is loaded, wh
 its files and transcript back, when a message may have been sent before.
 """
 
+import contextlib
 from typing import Any
 
 import pytest
 
-from agent_runtime.errors import PersistenceFault, RuntimeFault
+from agent_runtime.errors import PersistenceFault
 from agent_runtime.ports import AgentIdentity
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
-from tests.runtime.world import ANNA, World, runtime
+from tests.runtime.scripts import Curtain
+from tests.runtime.world import ANNA, World, killed, runtime
 from tests.waiting import eventually
 
 LOADING = ["load_session", "load_manifest", "load_turns", "load_blocks"]
@@ -149,22 +151,70 @@ async def test_a_message_is_not_taken_while_nobody_knows_whether_it_was_sent_bef
 
 
 async def test_a_runtime_that_cannot_read_what_is_unfinished_does_not_start_as_if_nothing_were() -> None:
-    store = MemoryPersistence()
+    store = FailsAtFirst()
     sid = await a_session_with_a_past(store)
     before = await kept(store, sid)
-    broken = BrokenStart()
-    broken._sessions, broken._profiles = store._sessions, store._profiles
+    store.failures["unfinished_sessions"] = 1
     async with ScriptedSandboxes(works) as sandboxes:
-        with pytest.raises(RuntimeFault):
-            async with runtime(sandboxes, broken):
+        with pytest.raises(PersistenceFault):
+            async with runtime(sandboxes, store):
                 pass
         assert sandboxes.made == []
-    await store.open()
     assert await kept(store, sid) == before
 
 
-class BrokenStart(MemoryPersistence):
-    """A store that opens and does not tell what is unfinished."""
+@pytest.mark.parametrize("times", [1, 5])
+@pytest.mark.parametrize("read", [*LOADING, "block_index"])
+async def test_a_turn_that_cannot_be_taken_up_at_first_goes_on_later_in_its_sandbox(
+    read: str, times: int
+) -> None:
+    curtain, store = Curtain(), FailsAtFirst()
+    async with ScriptedSandboxes(curtain) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as world:
+            sid = await world.new(message="hello")
+            stage = await curtain.playing()
+            stage.text("early", "before the end")
+            await eventually(lambda: "save_blocks" in world.store.calls)
+            await killed(world)
+        before = await kept(store, sid)
+        store.failures[read] = times
+        async with runtime(sandboxes, store) as world:
+            for _ in range(times):
+                await refused_or_loaded(world, sid)
+            await eventually(lambda: store.failures[read] == 0)
+            assert (await kept(store, sid))["turns"] == before["turns"]
+            await refused_or_loaded(world, sid)
+            await world.manager.snapshot(ANNA, sid)
+            curtain.raised.set()
+            (turn,) = await world.ended(sid, 1)
+            assert turn.status is TurnStatus.COMPLETED
+            texts = [stored.block.content for stored in (await kept(store, sid))["blocks"]]
+            assert texts == ["hello", "before the end", "hello"]
+            assert len(sandboxes.made) == 1
 
-    async def unfinished_sessions(self) -> Any:
-        raise PersistenceFault("The store is down.")
+
+async def refused_or_loaded(world: World, sid: str) -> None:
+    """Somebody looks at the session, which loads it if that can be."""
+    with contextlib.suppress(PersistenceFault):
+        await world.manager.snapshot(ANNA, sid)
+
+
+class FailsAtFirst(MemoryPersistence):
+    """Reads fail as often as `failures` says, by their names."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, int] = {}
+        super().__init__()
+
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name.startswith("_") or name not in super().__getattribute__("failures"):
+            return method
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            if self.failures[name] > 0:
+                self.failures[name] -= 1
+                raise PersistenceFault("The store is down.")
+            return await method(*arguments, **named)
+
+        return call
