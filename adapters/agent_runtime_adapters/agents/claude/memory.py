@@ -22,6 +22,8 @@ MAX_CHILDREN: Final = 200
 """Children that are remembered; the oldest is forgotten first."""
 MAX_CONVERSATIONS: Final = 64
 """Conversations whose newest message is known; what is asked is only whether a block goes on with it."""
+MAX_MESSAGES: Final = 100
+"""Messages that the agent was given and that no result has named yet."""
 MAX_REPORT: Final = 1 << 14
 """Characters of what a child reports at its end."""
 MAX_ERROR: Final = 1 << 12
@@ -70,6 +72,13 @@ class ChildMemory(_Kept):
     closed: bool = False
 
 
+class MessageWaiting(_Kept):
+    """A user's message that no result has named yet; `started` when the agent took it up."""
+
+    message_id: Id
+    started: bool
+
+
 class Memory(_Kept):
     """All that a translator knows while no block is open. Sequences are in order of age, oldest first."""
 
@@ -80,6 +89,8 @@ class Memory(_Kept):
     context_tokens: _Number | None = None
     message: MessageMemory | None = None
     counted: Annotated[list[CountMemory], Field(default_factory=list, max_length=MAX_CONVERSATIONS)]
+    messages: Annotated[list[MessageWaiting], Field(default_factory=list, max_length=MAX_MESSAGES)]
+    in_turn: bool = False
     children: Annotated[list[ChildMemory], Field(default_factory=list, max_length=MAX_CHILDREN)]
 
 

@@ -39,6 +39,7 @@ from agent_runtime_adapters.agents.claude.memory import (
     Memory,
     read,
 )
+from agent_runtime_adapters.agents.claude.messages import Messages
 from agent_runtime_adapters.agents.claude.outcomes import model_error, totals, turn_ended
 from agent_runtime_adapters.agents.claude.streams import Streamed, Streams
 from agent_runtime_adapters.agents.claude.subagents import Subagents
@@ -53,6 +54,7 @@ class ClaudeTranslator:
         known = read(memory)
         self._streams = Streams(known)
         self._subagents = Subagents(known)
+        self._messages = Messages(known)
         self._session_id = known.session_id
         self._error = known.error
         self._counted = {kept.conversation_id: (kept.message_id, kept.blocks) for kept in known.counted}
@@ -63,7 +65,10 @@ class ClaudeTranslator:
             CountMemory(conversation_id=conversation_id, message_id=message_id, blocks=blocks)
             for conversation_id, (message_id, blocks) in self._counted.items()
         ]
+        messages, in_turn = self._messages.memory()
         return Memory(
+            messages=messages,
+            in_turn=in_turn,
             session_id=self._session_id,
             error=self._error,
             model=self._streams.model,
@@ -102,6 +107,8 @@ class ClaudeTranslator:
                 self._system(line, writing)
             case "result":
                 self._result(line, writing)
+            case "command_lifecycle":
+                self._messages.moved(line, writing)
             case "conversation_reset":
                 self._streams.context_tokens = None
                 notices.cleared(line, writing)
@@ -253,6 +260,7 @@ class ClaudeTranslator:
             writing.out.append(AgentIdentity(session_id))
         self._streams.model = ident(line.get("model")) or self._streams.model
         self._error = None
+        self._messages.began()
         writing.out.append(AgentTurnBegan())
 
     def _failed(self, line: Json, message: Json, conversation_id: str, writing: Writing) -> None:
@@ -281,6 +289,7 @@ class ClaudeTranslator:
         writing.out.append(metadata.model_copy(update={"turn_id": writing.turn_id}))
         ended = turn_ended(line, model=model, error=self._error)
         writing.out.append(ended)
+        self._messages.ended(ended.message_ids)
         self._error = None
         if ended.status is TurnStatus.CANCELLED:
             self._subagents.cancelled()

@@ -195,6 +195,27 @@ def test_a_turn_of_the_agents_own_that_took_a_message_in_is_that_messages_turn()
     assert ended("background_command")[-1].autonomous is True
 
 
+def test_a_message_that_is_cancelled_before_it_is_taken_up_ends_as_cancelled() -> None:
+    states = [("one", "queued"), ("one", "cancelled")]
+    (ended,) = translate_all(lifecycle(*states))
+    assert ended == AgentTurnEnded(TurnStatus.CANCELLED, stop_reason="interrupted", message_ids=("one",))
+
+
+def test_a_message_that_is_cancelled_with_its_turn_ends_with_the_result() -> None:
+    begun = [{"type": "system", "subtype": "init"}]
+    result = [{"type": "result", "user_message_uuids": ["one"], "terminal_reason": "aborted_tools"}]
+    given, over = lifecycle(("one", "queued"), ("one", "started")), lifecycle(("one", "cancelled"))
+    for native in (given + begun + over + result, given + begun + result + over):
+        ends = [fact for fact in translate_all(native) if isinstance(fact, AgentTurnEnded)]
+        assert [end.message_ids for end in ends] == [("one",)]
+
+
+def lifecycle(*states: tuple[str, str]) -> list[dict[str, str]]:
+    return [
+        {"type": "command_lifecycle", "command_uuid": message, "state": state} for message, state in states
+    ]
+
+
 def test_an_interrupt_cancels_subagents_and_commands_in_the_background() -> None:
     blocks = live_blocks(translated("interrupt_background_three"))
     children = [block for block in blocks if isinstance(block, Subagent)]
