@@ -70,23 +70,28 @@ class FilesInPlace:
     def __init__(self, path: Path) -> None:
         # SQLite puts its other two files beside the file itself, not beside a link to it.
         beside = path.resolve()
-        names = (path, beside.with_name(f"{beside.name}-wal"), beside.with_name(f"{beside.name}-shm"))
-        self._opened = [(name, _identity(name)) for name in names]
+        log = beside.with_name(f"{beside.name}-wal")
+        index = beside.with_name(f"{beside.name}-shm")
+        # Only the log may be empty: it is after it was written back.
+        self._opened = [(name, name is log, _identity(name)) for name in (path, log, index)]
 
     def check(self) -> None:
         """Raise `PersistenceFault` while a file is missing, is another one, or was emptied."""
-        if any(_identity(name) != identity or identity is None for name, identity in self._opened):
-            raise PersistenceFault("The database file was moved, deleted or replaced; it has to come back.")
+        for name, may_be_empty, opened in self._opened:
+            found = _identity(name)
+            if found is None or opened is None or found[:2] != opened[:2] or not (found[2] or may_be_empty):
+                raise PersistenceFault(
+                    "The database file was moved, deleted or replaced; it has to come back."
+                )
 
 
-def _identity(name: Path) -> tuple[int, int] | None:
+def _identity(name: Path) -> tuple[int, int, int] | None:
+    """Device, inode and size; None where there is no such file."""
     try:
         found = name.stat()
     except OSError:
         return None
-    # Only the log may be empty: it is after it was written back.
-    emptied = found.st_size == 0 and not name.name.endswith("-wal")
-    return None if emptied else (found.st_dev, found.st_ino)
+    return found.st_dev, found.st_ino, found.st_size
 
 
 def open_connections(
