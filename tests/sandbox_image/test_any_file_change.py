@@ -71,6 +71,7 @@ class Workspace(RuleBasedStateMachine):
         self.outbox = Outbox(Journal(self.journal.fileno()))
         self.root = Root(Path(os.fsdecode(self.path)))
         self.told: dict[bytes, Known] = {}
+        self.written: set[bytes] = set()
         self.heard = 0
         self.left_out = 0
 
@@ -173,6 +174,7 @@ class Workspace(RuleBasedStateMachine):
     def the_runtime_writes(self, path: bytes, content: Content) -> None:
         with as_nobody(), suppress(FileRefused):
             self.loop.run_until_complete(self.files.write(decode_path(path), raw(content), append=False))
+            self.written.add(path)
             if not ignored(path.rpartition(b"/")[0]):
                 self.told[path] = (content[1], hashlib.sha256(raw(content)).hexdigest(), None)
 
@@ -192,6 +194,16 @@ class Workspace(RuleBasedStateMachine):
                 assert told["sha256"] == hashlib.sha256(b"".join(given)).hexdigest()
                 self.told[path] = (told["size"], told["sha256"], None)
 
+    @rule(place=PLACES, content=CONTENTS)
+    def somebody_reads_in_between(self, place: int, content: Content) -> None:
+        """A file is other than it was reported, and then as before again."""
+        path = Path(os.fsdecode(self.at(self.there(place))))
+        with self.agent():
+            before = path.read_bytes()
+            path.write_bytes(raw(content))
+            self.somebody_reads(place)
+            path.write_bytes(before)
+
     @invariant()
     def nothing_false_is_known(self) -> None:
         for frame in self._frames():
@@ -204,6 +216,7 @@ class Workspace(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
+        before = self.told.copy()
         self._look(Scope(b"", deep=True))
         self.nothing_false_is_known()
         there, hidden, directories = self._truth()
@@ -218,6 +231,8 @@ class Workspace(RuleBasedStateMachine):
                 assert (sha256, size > MAX_FILE_BYTES) == (None, True)
             else:
                 assert os.lstat(self.at(path)).st_mode & stat.S_IRUSR == 0
+        assert before.keys() & there.keys() <= self.told.keys(), "what is there is not forgotten"
+        assert len(self.told) <= self.max_files + len(self.written)
         seen = {path for path in there if not any(path.startswith(closed + b"/") for closed in hidden)}
         if directories < self.max_files and len(there) <= self.max_files:
             assert seen <= self.told.keys()
