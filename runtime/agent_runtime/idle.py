@@ -30,7 +30,8 @@ async def watch_idleness(
     loop = asyncio.get_running_loop()
     while True:
         ready = machine.state.phase is Phase.READY
-        due_s = min(agent_idle_s, sandbox_idle_s) if ready else sandbox_idle_s
+        hibernated = machine.state.phase is Phase.HIBERNATED
+        due_s = sandbox_idle_s if hibernated else min(agent_idle_s, sandbox_idle_s)
         quiet_s = 0.0
         if machine.state.phase in _RESTING and not recorder.conversation.has_live_subagents:
             quiet_s = loop.time() - max(machine.moved_at, feed.heard_at)

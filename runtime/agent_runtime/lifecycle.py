@@ -137,13 +137,15 @@ def _steered(state: State, given: Steered) -> Step:
     return _taken_in(state, (given.turn_id,))
 
 
-def _taken_in(state: State, turns: tuple[str, ...]) -> Step:
-    """Those of these turns that wait are over: the turn under way answers them."""
+_STEERED: Final = AgentTurnEnded(status=TurnStatus.COMPLETED, stop_reason="steered")
+
+
+def _taken_in(state: State, turns: tuple[str, ...], report: AgentTurnEnded = _STEERED) -> Step:
+    """Those of these turns that wait are over: the turn under way answers them, or nobody will."""
     taken = tuple(turn for turn in state.queue if turn in turns)
     if not taken:
         return state, ()
     state = replace(state, queue=tuple(turn for turn in state.queue if turn not in taken))
-    report = AgentTurnEnded(status=TurnStatus.COMPLETED, stop_reason="steered")
     return state, (AnnounceQueue(), *_unbegun(state, taken, report))
 
 
@@ -214,12 +216,13 @@ def _agent_rested(state: State, given: AgentRested) -> Step:
     report = given.report
     of_another = report.autonomous or (report.message_ids and state.turn not in report.message_ids)
     if of_another and not state.autonomous:
-        return state, ()  # our message is still to be answered
+        # Our message is still to be answered. One that was handed over behind it may have been taken back.
+        return _taken_in(state, report.message_ids, report)
     if state.interrupting and report.status is TurnStatus.FAILED:
         report = replace(report, status=TurnStatus.CANCELLED, error=None)
-    state, taken = _taken_in(state, report.message_ids)
+    ended, (state, taken) = state.turn, _taken_in(state, report.message_ids)
     after, effects = _next(replace(state, turn=None, autonomous=False))
-    return after, (*taken, EndTurn(state.turn, report), *effects)
+    return after, (*taken, EndTurn(ended, report), *effects)
 
 
 def _interrupt(state: State, given: InterruptWanted) -> Step:
@@ -228,6 +231,11 @@ def _interrupt(state: State, given: InterruptWanted) -> Step:
     if state.turn is None or given.turn_id not in {None, state.turn} or state.interrupting:
         return state, ()
     return replace(state, interrupting=True), (Interrupt(state.turn),)
+
+
+def _hush(state: State, given: InterruptWanted) -> Step:
+    """The agent rests; what it left working in the background is to end."""
+    return state, (Interrupt(None),) if given.turn_id is None else ()
 
 
 def _withdraw(state: State, given: InterruptWanted) -> Step:
@@ -345,6 +353,7 @@ _TABLE: Final[dict[Phase, dict[type, _Move]]] = {
     Phase.READY: {
         MessageAccepted: _run,
         AgentBegan: _agent_began,
+        InterruptWanted: _hush,
         AgentIdle: _hibernate,
         SandboxIdle: _put_away,
         StopWanted: _stop,

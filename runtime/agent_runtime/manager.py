@@ -266,7 +266,7 @@ class SessionManager:
         """Ask a turn to end; whether there was one. Raises `NotFound`."""
         await self._record(principal, session_id)
         session = self._loaded.find(session_id)
-        return session is not None and session.interrupt(turn_id)
+        return session is not None and await session.taken_up() and session.interrupt(turn_id)
 
     async def turns(
         self, principal: Principal, session_id: str, *, before: int | None, limit: int

@@ -177,16 +177,22 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Steer:
-    """Hand a waiting turn's message to the agent in mid-turn; `Steered` where the agent takes it."""
+    """Hand a waiting turn's message to the agent in mid-turn; `Steered` when it takes it in.
+
+    Where the turn under way ends first, the message is the next turn, and is not handed over twice.
+    """
 
     turn_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """Ask the agent to stop; `InterruptExpired` comes back after the grace."""
+    """Ask the agent to stop; `InterruptExpired` comes back after the grace.
 
-    turn_id: str
+    `turn_id` None: no turn is under way, and only what works in the background is to end.
+    """
+
+    turn_id: str | None
 
 
 @dataclass(frozen=True, slots=True)

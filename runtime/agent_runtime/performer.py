@@ -26,7 +26,7 @@ from agent_runtime.events import OptionsChanged, QueueChanged, SessionStatus
 from agent_runtime.holder import Holder
 from agent_runtime.machine import Machine
 from agent_runtime.moves import Effect
-from agent_runtime.ports import AgentIdentity, AgentTurnBegan, AgentTurnEnded
+from agent_runtime.ports import AgentIdentity, AgentTookIn, AgentTurnBegan, AgentTurnEnded
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import ClientSession, Phase, RuntimeStatus, TurnStatus
@@ -104,7 +104,7 @@ class Performer:
             await self.holder.attached.settle()
 
     async def steered(self, turn_id: str, within_s: float) -> bool:
-        """Whether the agent took a message into the running turn; False when that is not known in time."""
+        """Whether the agent was handed a message in mid-turn; False when that is not known in time."""
         outcome = self._steering.setdefault(turn_id, asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(within_s):
@@ -177,6 +177,8 @@ class Performer:
             case AgentIdentity():
                 if heard.agent_session_id != self._recorder.record.agent_session_id:
                     await self._recorder.update_record(agent_session_id=heard.agent_session_id)
+            case AgentTookIn():
+                self.machine.feed(moves.Steered(heard.message_id))
             case AgentTurnBegan():
                 self.machine.feed(moves.AgentBegan(str(uuid.uuid4())))
             case AgentTurnEnded():
@@ -217,8 +219,7 @@ class Performer:
         taken = False
         try:
             await attached.deliver(turn_id, content)
-            taken = self.machine.state.turn != turn_id  # else the other turn had just ended
-            self.machine.feed(moves.Steered(turn_id))
+            taken = True
         except SandboxFault as fault:
             _log.info("not_steered", session_id=self._session_id, code=fault.code)
         outcome = self._steering.get(turn_id)
@@ -240,10 +241,11 @@ class Performer:
     async def _begin_interrupt(self, effect: moves.Interrupt) -> None:
         self.holder.spawn("interrupt", self._interrupt(effect.turn_id))
 
-    async def _interrupt(self, turn_id: str) -> None:
+    async def _interrupt(self, turn_id: str | None) -> None:
         if self.holder.attached is not None:
             await self.holder.attached.interrupt(self._around.interrupt_grace_s)
-        self.machine.feed(moves.InterruptExpired(turn_id))
+        if turn_id is not None:
+            self.machine.feed(moves.InterruptExpired(turn_id))
 
     async def _end_unbegun(self, effect: moves.EndUnbegun) -> None:
         await self._turns.end_unbegun(effect.turn_id, effect.report)

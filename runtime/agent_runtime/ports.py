@@ -328,7 +328,8 @@ class AgentTurnBegan:
 class AgentTurnEnded:
     """The agent rests. `total_cost_usd` is cumulative for the agent's session; `usage` is this turn's.
 
-    `message_ids` are the turn ids of the messages it answered; empty when it worked by itself.
+    `message_ids` are the turn ids of the messages it answered; empty when it worked by itself. A
+    message that was taken back before the agent took it up ends as cancelled, alone.
     """
 
     status: TurnStatus
@@ -341,7 +342,14 @@ class AgentTurnEnded:
     autonomous: bool = False
 
 
-Report = AgentIdentity | AgentTurnBegan | AgentTurnEnded
+@dataclass(frozen=True, slots=True)
+class AgentTookIn:
+    """The agent took a message, by its turn id, into the turn under way."""
+
+    message_id: str
+
+
+Report = AgentIdentity | AgentTurnBegan | AgentTookIn | AgentTurnEnded
 Translated = Event | Report
 
 

@@ -31,6 +31,7 @@ from agent_runtime.file_feed import FileFeed
 from agent_runtime.frozen import text_of
 from agent_runtime.ports import (
     AgentIdentity,
+    AgentTookIn,
     AgentTurnBegan,
     AgentTurnEnded,
     Report,
@@ -71,7 +72,7 @@ UNEXPECTED: Final = TurnError(
     code="internal", message="Something unexpected went wrong inside the runtime.", retryable=True
 )
 Heard: TypeAlias = Report | AgentGone
-_REPORTS: Final = (AgentIdentity, AgentTurnBegan, AgentTurnEnded, AgentGone)
+_REPORTS: Final = (AgentIdentity, AgentTurnBegan, AgentTookIn, AgentTurnEnded, AgentGone)
 
 
 class RunnerFeed:

@@ -172,8 +172,9 @@ class AgentSession:
     def interrupt(self, turn_id: str | None) -> bool:
         """Ask the active turn (None) or a named one to end; whether there was anything to end."""
         before = self._machine.state
+        at_work = turn_id is None and self.recorder.conversation.has_live_subagents
         self._machine.feed(moves.InterruptWanted(turn_id))
-        return self._machine.state != before
+        return self._machine.state != before or at_work
 
     def prewarm(self) -> None:
         """Begin to wake, if the session sleeps."""
@@ -277,8 +278,8 @@ class AgentSession:
             await self._end_broken_off(running, _SANDBOX_LOST)
             await self.recorder.update_record(sandbox=None, checkpoint=None)
         else:
-            turn = running[-1] if running else None  # there is one at most
-            return await self._go_on(turn, waiting, agent=found.agent == "running")
+            under_way = running[-1] if running else None  # there is one at most
+            return await self._go_on(under_way, waiting, agent=found.agent == "running")
         return waiting
 
     async def _go_on(self, turn: Turn | None, waiting: list[str], *, agent: bool) -> list[str]:

@@ -16,6 +16,7 @@ from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event
 from agent_runtime.ports import (
     AgentIdentity,
     AgentStart,
+    AgentTookIn,
     AgentTurnBegan,
     AgentTurnEnded,
     Translated,
@@ -105,6 +106,8 @@ def line_of(told: Translated) -> dict[str, Any]:
             return {"report": "identity", "agentSessionId": told.agent_session_id}
         case AgentTurnBegan():
             return {"report": "began"}
+        case AgentTookIn():
+            return {"report": "took_in", "messageId": told.message_id}
         case AgentTurnEnded():
             return {
                 "report": "ended",
@@ -125,6 +128,8 @@ def _report(line: Mapping[str, Any]) -> Sequence[Translated]:
             return (AgentIdentity(agent_session_id),)
         case {"report": "began"}:
             return (AgentTurnBegan(),)
+        case {"report": "took_in", "messageId": str(message_id)}:
+            return (AgentTookIn(message_id),)
         case {"report": "ended", "status": ("completed" | "failed" | "cancelled") as status}:
             error = line.get("error")
             return (

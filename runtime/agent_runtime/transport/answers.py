@@ -14,6 +14,7 @@ from agent_runtime.errors import Category
 from agent_runtime.frozen import Frozen
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.records import ClientSession, QueuedMessage, Turn, WorkspaceFile
+from agent_runtime.session import Outcome, SendReceipt
 
 
 class SessionSnapshot(Frozen):
@@ -79,10 +80,16 @@ class ProfileList(Frozen):
 
 
 class Accepted(Frozen):
-    """A message is durable; `duplicate` tells that it was so before."""
+    """A message is durable; `duplicate` tells that it was so before, `outcome` what a new one led to."""
 
     turn_id: str
     duplicate: bool
+    outcome: Outcome | None = None
+
+    @classmethod
+    def of(cls, receipt: SendReceipt) -> Accepted:
+        """Tell what a sender is told."""
+        return cls(turn_id=receipt.turn_id, duplicate=receipt.duplicate, outcome=receipt.outcome)
 
 
 class Interrupted(Frozen):

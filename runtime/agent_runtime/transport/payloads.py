@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 from agent_runtime.blocks import Content, ImagePart
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.frozen import Frozen
+from agent_runtime.session import WhenBusy
 
 _MAX_DEPTH: Final = 64
 _MAX_NAMED_FIELDS: Final = 5
@@ -132,7 +133,7 @@ class SendMessage(Payload):
 
     content: Said
     message_id: ClientId | None = None
-    when_busy: Literal["queue", "reject"] = "queue"
+    when_busy: WhenBusy = "queue"
 
 
 class InterruptTurn(Payload):

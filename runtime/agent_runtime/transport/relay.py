@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -19,6 +21,20 @@ from agent_runtime.events import Gap, LogEntry, Position
 from agent_runtime.ports import EventLog
 from agent_runtime.tasks import Tasks
 from agent_runtime.transport import wire
+
+
+class Followed(Protocol):
+    """Where the events are, and who has to know that somebody follows them."""
+
+    @property
+    def log(self) -> EventLog:
+        """The log."""
+        ...
+
+    def viewing(self, session_id: str) -> AbstractContextManager[None]:
+        """Entered while a session is followed."""
+        ...
+
 
 Deliver = Callable[[Sequence[str], str, bytes], None]
 """(connections, event name, encoded envelope) -> queued for each."""
@@ -158,8 +174,9 @@ class Relays:
     connection counts.
     """
 
-    def __init__(self, log: EventLog, tasks: Tasks, deliver: Deliver, cut: Cut) -> None:
-        self._log = log
+    def __init__(self, followed: Followed, tasks: Tasks, deliver: Deliver, cut: Cut) -> None:
+        self._log = followed.log
+        self._viewing = followed.viewing
         self._tasks = tasks
         self._deliver = deliver
         self._cut = cut
@@ -208,7 +225,8 @@ class Relays:
 
     async def _run(self, session_id: str, relay: Relay) -> None:
         try:
-            await relay.run()
+            with self._viewing(session_id):
+                await relay.run()
         except NotFound:
             pass  # the session was deleted; there is nothing more to tell its viewers
         except OutOfReach:

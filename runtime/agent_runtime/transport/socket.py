@@ -51,7 +51,7 @@ class SocketCommands:
         self._server = server
         self._tasks = transport.tasks
         self._metrics = transport.metrics
-        self._relays = Relays(transport.manager.log, transport.tasks, server.deliver, server.cut)
+        self._relays = Relays(transport.manager, transport.tasks, server.deliver, server.cut)
         self._viewers: dict[str, Viewer] = {}
         self._commands: dict[str, Callable[[str, Viewer, Any], Awaitable[dict[str, Any]]]] = {
             wire.JOIN: self._join,
@@ -186,7 +186,7 @@ class SocketCommands:
             message_id=asked.message_id,
             when_busy=asked.when_busy,
         )
-        return answers.Accepted(turn_id=receipt.turn_id, duplicate=receipt.duplicate).to_json()
+        return answers.Accepted.of(receipt).to_json()
 
     async def _interrupt(self, _sid: str, viewer: Viewer, payload: Any) -> dict[str, Any]:
         asked = payloads.read(payloads.InterruptCommand, payload)

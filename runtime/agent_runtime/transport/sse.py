@@ -52,7 +52,7 @@ async def stream_turn(call: Call, receipt: SendReceipt, before: Position) -> web
 
 def accepted(receipt: SendReceipt) -> dict[str, Any]:
     """What a message is acknowledged with."""
-    return answers.Accepted(turn_id=receipt.turn_id, duplicate=receipt.duplicate).to_json()
+    return answers.Accepted.of(receipt).to_json()
 
 
 def wants_stream(call: Call) -> bool:
@@ -85,7 +85,8 @@ class _Stream:
         transport.streams.add(task)
         transport.metrics.streams.set(len(transport.streams))
         try:
-            await telling
+            with self.call.manager.viewing(self.call.session_id):
+                await telling
         except ConnectionResetError:
             pass  # the reader went away; stopping a turn is a command
         except RuntimeFault as fault:

@@ -101,7 +101,7 @@ async def test_what_a_message_may_be(content: Any, status: int) -> None:
         (b"content=x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
         (b"no gzip", JSON_HEADERS | {"Content-Encoding": "gzip"}, 400, "malformed_request"),
         (b" " * 8_000_000, JSON_HEADERS, 413, "body_too_large"),
-        (b'{"content": "x", "whenBusy": "steer"}', JSON_HEADERS, 422, "invalid_request"),
+        (b'{"content": "x", "whenBusy": "never"}', JSON_HEADERS, 422, "invalid_request"),
         (b'{"content": "x", "messageId": ""}', JSON_HEADERS, 422, "invalid_request"),
     ],
 )

@@ -55,6 +55,7 @@ class ScriptedAgent:
     """Its native lines are events themselves, or `{"rest": true}` at the end of a turn."""
 
     architecture = "claude-agent-sdk"
+    steers = True
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := options.keys() - OPTIONS:
@@ -64,8 +65,11 @@ class ScriptedAgent:
     def start(self, profile: AgentProfile, options: Mapping[str, Any], **_: Any) -> AgentStart:
         return AgentStart("scripted", dict(options))
 
-    def translator(self) -> "ScriptedAgent":
+    def translator(self, memory: Mapping[str, Any] | None = None) -> "ScriptedAgent":
         return self
+
+    def memory(self) -> dict[str, Any]:
+        return {}
 
     def translate(
         self, line: Mapping[str, Any], *, turn_id: str | None, at: datetime

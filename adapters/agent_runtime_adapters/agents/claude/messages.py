@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent_runtime.ports import AgentTurnEnded
+from agent_runtime.ports import AgentTookIn, AgentTurnEnded
 from agent_runtime.records import TurnStatus
 from agent_runtime_adapters.agents.claude.lines import Json, ident
 from agent_runtime_adapters.agents.claude.memory import MAX_MESSAGES, Memory, MessageWaiting
@@ -48,6 +48,8 @@ class Messages:
             while message_id not in self._started and len(self._started) >= MAX_MESSAGES:
                 del self._started[next(iter(self._started))]
             self._started[message_id] = state == "started"
+            if state == "started" and self._in_turn:
+                writing.out.append(AgentTookIn(message_id))
             return
         started = self._started.pop(message_id, None)
         if state == "cancelled" and started is not None and not (started and self._in_turn):
