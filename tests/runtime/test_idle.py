@@ -1,0 +1,153 @@
+"""Sessions that nobody uses: agents hibernate, sandboxes are put away, sessions leave memory."""
+
+import asyncio
+from typing import Any
+
+from agent_runtime.blocks import Subagent, SubagentStatus
+from agent_runtime.clock import now
+from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate
+from agent_runtime.ports import AgentIdentity
+from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.testing.scripted_runner import Stage, echo
+from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
+from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.runtime.world import ANNA, World, killed, runtime, world
+from tests.waiting import eventually
+
+SOON: dict[str, Any] = {"agent_idle_timeout_s": 0.05, "sandbox_idle_timeout_s": 60.0}
+SOON_ALL: dict[str, Any] = {
+    "agent_idle_timeout_s": 0.02,
+    "sandbox_idle_timeout_s": 0.05,
+    "session_idle_timeout_s": 0.05,
+}
+
+
+async def remembers(stage: Stage) -> None:
+    stage.tell(AgentIdentity("agent"))
+    stage.write("a.txt", b"a")
+    stage.remember({"said": stage.message})
+    recalled = [entry["said"] for entry in stage.recalled.get("main", [])]
+    stage.text(f"{stage.turn_id}-text", ", ".join(recalled))
+    stage.rest()
+
+
+def started(it: World) -> list[Any]:
+    return [frame for each in it.sandboxes.made for frame in each.runner.commands if frame["k"] == "start"]
+
+
+async def test_an_idle_agent_hibernates_and_goes_on_natively_at_the_next_message() -> None:
+    async with world(remembers, **SOON) as it:
+        session_id = await it.new(message="one")
+        await it.ended(session_id, 1)
+        await it.reaches(session_id, Phase.HIBERNATED)
+        (sandbox,) = it.sandboxes.living()
+        assert sandbox.runner.started is None
+        assert sandbox.runner.files == {"a.txt": b"a"}
+        await it.send(session_id, "two")
+        await it.ended(session_id, 2)
+        assert it.sandboxes.made == [sandbox]
+        assert [start["options"]["resume"] for start in started(it)] == [None, "agent"]
+        blocks = (await it.store.load_blocks(session_id, limit=9)).blocks
+        assert [each.block.content for each in blocks] == ["one", "", "two", "one"]
+        assert await it.of(session_id, "workspace_restored") == []
+
+
+async def test_an_idle_sandbox_is_put_away_after_its_files_are_stored() -> None:
+    async with world(remembers, agent_idle_timeout_s=60.0, sandbox_idle_timeout_s=0.05) as it:
+        session_id = await it.new(message="one")
+        await it.ended(session_id, 1)
+        it.sandboxes.made[0].runner.change("late.txt", b"written after the turn")
+        await it.reaches(session_id, Phase.DORMANT)
+        assert it.sandboxes.living() == []
+        stored = await it.store.load_manifest(session_id)
+        assert [file.path for file in stored] == ["a.txt", "late.txt"]
+        await it.send(session_id, "two")
+        await it.ended(session_id, 2)
+        (restored,) = await it.of(session_id, "workspace_restored")
+        assert restored.restored_files == 2
+
+
+async def test_a_background_subagent_keeps_its_agent_awake() -> None:
+    child = Subagent(id="c", subagent_id="child", input={}, status=SubagentStatus.RUNNING, timestamp=now())
+
+    async def script(stage: Stage) -> None:
+        stage.tell(BlockStart(block=child), BlockComplete(block_id="c", block=child))
+        stage.rest()
+
+    async with world(script, **SOON) as it:
+        session_id = await it.new(message="one")
+        await it.ended(session_id, 1)
+        await asyncio.sleep(0.2)  # four times as long as an idle agent is given
+        assert await it.phase(session_id) is Phase.READY
+        ended = BlockUpdate(block_id="c", updates={"status": "success"})
+        it.sandboxes.made[0].runner.stage().tell(ended)
+        await it.reaches(session_id, Phase.HIBERNATED)
+
+
+async def test_a_long_turn_is_not_idle() -> None:
+    go_on = asyncio.Event()
+
+    async def script(stage: Stage) -> None:
+        await go_on.wait()
+        await echo(stage)
+
+    async with world(script, **SOON) as it:
+        session_id = await it.new(message="one")
+        await it.reaches(session_id, Phase.RUNNING)
+        await asyncio.sleep(0.2)
+        assert await it.phase(session_id) is Phase.RUNNING
+        go_on.set()
+        await it.ended(session_id, 1)
+
+
+async def test_a_hibernated_sandbox_is_found_again_after_a_kill() -> None:
+    store = MemoryPersistence()
+    async with ScriptedSandboxes(remembers) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True, **SOON) as it:
+            session_id = await it.new(message="one")
+            await it.reaches(session_id, Phase.HIBERNATED)
+            await killed(it)
+        async with runtime(sandboxes, store, **SOON) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            assert await it.phase(session_id) is Phase.HIBERNATED
+            await it.send(session_id, "two")
+            (turn,) = await it.ended(session_id, 1)
+            assert turn.status is TurnStatus.COMPLETED
+            assert len(sandboxes.made) == 1
+
+
+async def test_a_session_that_nobody_uses_leaves_memory_and_comes_back() -> None:
+    async with world(remembers, **SOON_ALL) as it:
+        session_id = await it.new(message="one")
+        changes: list[bool] = []
+        it.manager.watch(ANNA, lambda change: changes.append(change.session.runtime.is_loaded))  # type: ignore[union-attr]
+        await eventually(lambda: it.manager._loaded.find(session_id) is None)
+        await eventually(lambda: changes and changes[-1] is False)
+        assert it.sandboxes.living() == []
+        assert not (await it.manager.session(ANNA, session_id)).runtime.is_loaded
+        await it.send(session_id, "two")
+        assert (await it.manager.session(ANNA, session_id)).runtime.is_loaded
+        await it.ended(session_id, 1)
+        blocks = (await it.store.load_blocks(session_id, limit=9)).blocks
+        assert [each.block.content for each in blocks] == ["one", "", "two", "one"]
+
+
+async def test_a_session_that_is_viewed_stays_in_memory() -> None:
+    async with world(remembers, **SOON_ALL) as it:
+        seen, unseen = await it.new(message="one"), await it.new(message="one")
+        with it.manager.viewing(seen):
+            await eventually(lambda: it.manager._loaded.find(unseen) is None)
+            assert it.manager._loaded.find(seen) is not None
+        await eventually(lambda: it.manager._loaded.find(seen) is None)
+
+
+async def test_a_thousand_sessions_that_are_not_used_cost_rows() -> None:
+    async with world(echo, **SOON_ALL) as it:
+        sessions = [await it.new() for _ in range(1000)]
+        for session_id in sessions[::100]:
+            await it.send(session_id, "hello")
+        await eventually(lambda: not it.manager._loaded._sessions, within=20)
+        assert it.sandboxes.living() == []
+        assert it.log._streams == {}
+        listed, _ = await it.manager.list_sessions(ANNA, limit=1000, cursor=None)
+        assert len(listed) == 1000
