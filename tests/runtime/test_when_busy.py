@@ -105,7 +105,8 @@ async def test_steering_survives_a_kill_between_the_agent_and_the_record() -> No
             it.store.let_go()
         script.may_rest.set()
         async with runtime(sandboxes, store) as it:
-            louder, sung = await it.ended(session_id, 2)
+            await it.ended(session_id, 1)
+            sung, louder = await it.turns(session_id)
             assert (louder.turn_id, louder.stop_reason) == (waiting.turn_id, "steered")
             assert sung.status is TurnStatus.COMPLETED
             assert await it.phase(session_id) is Phase.READY
