@@ -51,7 +51,12 @@ async def _all(seeds: list[int], options: argparse.Namespace) -> list[Verdict]:
             seed = waiting.pop()
             local = options.local and seed % options.local == options.local - 1
             drawn = plan(seed, lasts=options.lasts, provider="local" if local else "unsafe")
-            verdict = await tell(drawn.without(*options.without), forks)
+            try:
+                async with asyncio.timeout(40):
+                    verdict = await tell(drawn.without(*options.without), forks)
+            except TimeoutError:
+                print(f"seed {seed} HANGS", file=sys.stderr, flush=True)
+                raise
             verdicts.append(verdict)
             if verdict.wrong or len(verdicts) % 50 == 0:
                 state = f"seed {seed}: {verdict.wrong[0][:300]}" if verdict.wrong else "well"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
-from tests.chaos.story import Sent, Story
+from tests.chaos.story import Sent, Story, processes_below
 
 Told = dict[str, Any]
 FINAL = {"completed", "failed", "cancelled"}
@@ -26,13 +26,14 @@ CAUSES_OF = {
 async def wrong(story: Story) -> list[str]:
     """All that is wrong, before and after the runtime ends."""
     found = [*story.defects]
-    workspaces = [_workspace(story, session_id) for session_id in story.sessions]
+    workspaces = [_workspace(story, session) for session in range(len(story.fresh))]
     for session, fresh in enumerate(story.fresh):
         found += _viewers(story, session, fresh)
         found += _messages(story, session)
         found += _turns(story, session)
         found += _blocks(story, session, fresh["blocks"])
         found += _agents(story, session, fresh["blocks"])
+        found += _sandboxes(story, session)
     await story.end()
     store = SqlitePersistence(story.data / "agent-runtime.db")
     await store.open()
@@ -111,15 +112,24 @@ def _blocks(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
         yield f"calls without answer {called - answered}, answers without call {answered - called}"
     orders = {sent.said.order.message_id: sent for sent in _sent(story, session)}
     for turn in story.turns[session]:
-        mine = [block for block in blocks if block.get("turnId") == turn["turnId"]]
-        said = [block for block in mine if block["type"] == "user_message"]
+        mine = [block for block in blocks if _is_of(block, turn)]
+        said = [b for b in blocks if b["type"] == "user_message" and b["turnId"] == turn["turnId"]]
         sent = orders.get(turn.get("messageId"))
         if sent is None or turn["status"] not in FINAL:
             continue
         order = sent.said.order
         if [block["content"] for block in said] != [order.text] or said[0]["messageId"] != order.message_id:
             yield f"{order.message_id} has {len(said)} user messages, or another's"
-        yield from _agents_blocks(turn, order.blocks, [b for b in mine if b["type"] != "user_message"])
+        yield from _agents_blocks(turn, order.blocks, mine)
+        if not any(each.get("stopReason") == "steered" for each in story.turns[session]):
+            strays = [block["id"] for block in mine if block.get("turnId") != turn["turnId"]]
+            if strays:
+                yield f"{order.message_id}: blocks {strays} are in another turn"
+
+
+def _is_of(block: Told, turn: Told) -> bool:
+    """The ids of an order's blocks begin with its message's id."""
+    return block["id"].removeprefix("call-").startswith(f"{turn.get('messageId')}-")
 
 
 def _agents_blocks(turn: Told, expected: tuple[Told, ...], found: list[Told]) -> Iterator[str]:
@@ -127,7 +137,7 @@ def _agents_blocks(turn: Told, expected: tuple[Told, ...], found: list[Told]) ->
     bare = [{key: value for key, value in block.items() if key != "turnId"} for block in found]
     bare = [block | {"message": "$AGENT"} if block.get("subtype") == "agent" else block for block in bare]
     ids, wanted = [block["id"] for block in bare], [block["id"] for block in expected]
-    if turn["status"] == "completed":
+    if turn["status"] == "completed" and turn.get("stopReason") != "steered":
         if ids != wanted:
             missing, surplus = [i for i in wanted if i not in ids], [i for i in ids if i not in wanted]
             yield f"{name} completed; blocks missing {missing}, too many {surplus}, or in another order"
@@ -199,7 +209,9 @@ def _transcript(story: Story, session: int, transcript: dict[str, list[Told]]) -
     orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
     for turn in story.turns[session]:
         order = orders.get(turn.get("messageId"))
-        if order is not None and turn["status"] == "completed" and per_turn[turn["turnId"]] != order.entries:
+        if order is None or turn.get("stopReason") == "steered":
+            continue
+        if turn["status"] == "completed" and per_turn[turn["turnId"]] != order.entries:
             yield f"{order.message_id} has {per_turn[turn['turnId']]} entries in the transcript, not {order.entries}"
 
 
@@ -216,18 +228,31 @@ def _files(story: Story, session: int, manifest: dict[str, str]) -> Iterator[str
                 yield f"{order.message_id} wrote {file.path}, which is {manifest.get(file.path)} in the store"
 
 
-def _workspace(story: Story, session_id: str) -> dict[str, str] | None:
+def _workspace(story: Story, session: int) -> dict[str, str] | None:
     """Path to hash of what is in the living sandbox; None where none lives."""
-    for file in story.data.glob("sandboxes/*/record.json"):
-        record = json.loads(file.read_text())
-        if session_id in (record.get("session_id"), record.get("sessionId")):
-            folder: Path = file.parent / "workspace"
-            return {
-                path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in folder.rglob("*")
-                if path.is_file()
-            }
-    return None
+    shown = story.fresh[session]["session"]["runtime"].get("sandbox")
+    if shown is None:
+        return None
+    folder: Path = story.data / "sandboxes" / shown["sandboxId"] / "workspace"
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def _sandboxes(story: Story, session: int) -> Iterator[str]:
+    """A session has the one sandbox that it shows, or none; folders of what never came up do not count."""
+    shown = story.fresh[session]["session"]["runtime"].get("sandbox")
+    expected = [] if shown is None else [shown["sandboxId"]]
+    found = [
+        file.parent.name
+        for file in story.data.glob("sandboxes/*/record.json")
+        if json.loads(file.read_text())["sessionId"] == story.sessions[session]
+        and processes_below(file.parent)
+    ]
+    if found != expected:
+        yield f"session {session} shows sandbox {expected}; there are {found}"
 
 
 def _sent(story: Story, session: int) -> list[Sent]:

@@ -17,7 +17,8 @@ from agent_runtime.records import SandboxRef
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_sandbox.frames import encode
 
-NEVER_BROKEN = {"open", "close"}
+NEVER_BROKEN = {"open", "close", "unfinished_sessions"}
+"""A runtime that finds no store at its start ends: whoever started it starts it again."""
 
 
 class Dice:

@@ -39,7 +39,8 @@ BOUNDS: dict[str, Any] = {
 
 
 def live(told: dict[str, Any], say: int) -> None:
-    """Run until a signal. `told`: data, provider, seed, life, calmAt, rates, orphanTimeout."""
+    """Run until a signal. `told`: data, provider, seed, life, calmAt, rates,
+    logBytes, orphanTimeout; and `bounds` over ours."""
     asyncio.run(_live(told, say))
 
 
@@ -76,7 +77,7 @@ def _config(told: dict[str, Any], data: Path) -> RuntimeConfig:
         profiles=(PROFILE,),
         runtime_id=str(told["seed"]),
         orphan_timeout_s=told["orphanTimeout"],
-        **BOUNDS,
+        **BOUNDS | told.get("bounds", {}),
     )
 
 

@@ -157,6 +157,21 @@ class Composer:
         self.entries += count
 
 
+def stream(message_id: str, *, blocks: int, pieces: int, piece_bytes: int, pause_s: float) -> str:
+    """The text of a message that asks for much text; what is streamed needs not be sent before."""
+    steps: list[Step] = []
+    for number in range(blocks):
+        block = AssistantText(id=f"{message_id}-{number}", timestamp=AT, state=BlockState.STREAMING)
+        steps.append({"line": line_of(BlockStart(block=block))})
+        delta = line_of(TextDelta(block_id=block.id, delta=f"$TEXT:{piece_bytes}"))
+        steps.append({"line": delta, "times": pieces, "pause": pause_s})
+        content = f"$TEXT:{pieces * piece_bytes}"
+        whole = block.model_copy(update={"state": BlockState.COMPLETE, "content": content})
+        steps.append({"line": line_of(BlockComplete(block_id=block.id, block=whole))})
+    piece = {"steps": steps, "end": _ended("completed"), "interrupted": _ended("cancelled")}
+    return "play " + json.dumps(piece)
+
+
 def order(message_id: str, dice: random.Random, *, parts: int, pause_s: float, fate: str = "rests") -> Order:
     """Compose one."""
     composer = Composer(message_id, dice, pause_s)

@@ -19,6 +19,7 @@ class Life:
     def __init__(self, forks: "Forks", name: str) -> None:
         loop = asyncio.get_running_loop()
         self.name = name
+        self.pid = 0
         self.ready: asyncio.Future[int | None] = loop.create_future()
         self.over: asyncio.Future[int] = loop.create_future()
         self._forks = forks
@@ -28,6 +29,7 @@ class Life:
             self._forks.order({"signal": self.name, "number": number})
 
     def hear(self, said: dict[str, Any]) -> None:
+        self.pid = said.get("pid", self.pid)
         if "ready" in said and not self.ready.done():
             self.ready.set_result(said["ready"])
         if "exit" in said:
@@ -77,3 +79,29 @@ async def fork_server() -> AsyncIterator[Forks]:
             server.stdin.close()
             await server.wait()
             listening.cancel()
+
+
+@asynccontextmanager
+async def calm_server(data: Path, *, log_bytes: int = 8 * 1024 * 1024, **bounds: Any) -> AsyncIterator[Life]:
+    """A runtime in a process of its own to which nothing happens; ended in order with all its sandboxes."""
+    told = {
+        "data": str(data),
+        "provider": "unsafe",
+        "seed": 0,
+        "life": 1,
+        "calmAt": 0.0,
+        "rates": {"store": 0.0, "log": 0.0, "channel": 0.0},
+        "logBytes": log_bytes,
+        "orphanTimeout": 30.0,
+        "bounds": bounds,
+    }
+    async with fork_server() as forks:
+        life = forks.born("calm", told, data.with_suffix(".log"))
+        async with asyncio.timeout(20):
+            assert await life.ready is not None
+        try:
+            yield life
+        finally:
+            life.send(signal.SIGINT)
+            async with asyncio.timeout(20):
+                await life.over

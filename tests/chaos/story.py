@@ -27,7 +27,7 @@ from tests.chaos.proxy import Proxy, foul
 
 Told = dict[str, Any]
 
-CALM_WITHIN_S = 30.0
+CALM_WITHIN_S = 20.0
 """From the end of all trouble until every message is answered and every viewer is where the session is."""
 ORPHAN_TIMEOUT_S = 8.0
 READY_WITHIN_S = 15.0
@@ -113,7 +113,7 @@ class Story:
         async with asyncio.TaskGroup() as watching:
             watches = [watching.create_task(one.watch()) for many in self.viewers for one in many]
             try:
-                async with asyncio.timeout(self.plan.lasts + 2 * CALM_WITHIN_S):
+                async with asyncio.timeout(self.plan.lasts + CALM_WITHIN_S):
                     await self._trouble()
                     await self._come_to_rest()
                     await self._look()
@@ -142,13 +142,11 @@ class Story:
         """The lives of the runtime, one after the other; the last one stays."""
         ends_at = time.monotonic() + self.plan.lasts
         self._calm_at = ends_at
-        first = True
         for blow in self.plan.blows:
             if time.monotonic() >= ends_at:
                 break
-            if not first:
+            if self.life is None or self.life.over.done():
                 await self._be_born(wait=blow.counts_from == "ready")
-            first = False
             await self._hit(blow)
         if self.life is None or self.life.over.done():
             await self._be_born()
@@ -239,6 +237,7 @@ class Story:
             ack = await viewer.call(command, payload)
         except Gone:
             sent.tries += 1
+            await asyncio.sleep(0.02)  # it may have been told at once
             raise
         sent.tries += not ack["ok"] and ack["error"]["code"] != "session_busy"
         return ack
@@ -278,7 +277,7 @@ class Story:
         for file in self.data.glob("sandboxes/*/record.json"):
             with suppress(OSError, ValueError):
                 record = json.loads(file.read_text())
-                if record["session_id" if "session_id" in record else "sessionId"] == self.sessions[session]:
+                if record["sessionId"] == self.sessions[session]:
                     self._did("kill-sandbox", session)
                     for mark in processes_below(file.parent):
                         mark.kill()

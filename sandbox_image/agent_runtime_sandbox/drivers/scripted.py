@@ -18,7 +18,7 @@ one from `turns` and a piece, which end as their lines do.
 A piece is `{"steps": [...], "end": line, "interrupted": line}`: the steps, then the one line or the
 other. Each step is one of
 
-    {"line": {...}}                          say it
+    {"line": {...}, "times": N}              say it, so many times (1), with the pause after each
     {"pause": SECONDS}                       cut short by an interrupt
     {"write": PATH, "text": TEXT}            a file of the workspace
     {"remember": [entry, ...]}               transcript entries under `main`
@@ -26,7 +26,7 @@ other. Each step is one of
     {"exit": CODE}                           die
 
 with every string "$MESSAGE" replaced by the message's uuid, "$AGENT" by a name that this agent's
-process keeps, and "$PLACE" in an entry by its place in the transcript.
+process keeps, "$TEXT:N" by N characters, and "$PLACE" in an entry by its place in the transcript.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output
 _UUID_MARK: Final = "$MESSAGE"
 _NAME_MARK: Final = "$AGENT"
 _PLACE_MARK: Final = "$PLACE"
+_TEXT_MARK: Final = "$TEXT:"
 
 
 class ScriptedDriver:
@@ -162,10 +163,13 @@ class ScriptedDriver:
     async def _step(self, step: dict[str, Any], marks: dict[str, Any]) -> None:
         match step:
             case {"line": line}:
-                await self._output.line(_filled(line, marks))
+                for _ in range(step.get("times", 1)):
+                    if self._stop.is_set():
+                        return
+                    await self._output.line(_filled(line, marks))
+                    await self._pause(step.get("pause", 0))
             case {"pause": seconds}:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), seconds)
+                await self._pause(seconds)
             case {"write": path, "text": text}:
                 (self._workspace / path).write_text(text, encoding="utf-8")
             case {"remember": entries}:
@@ -176,6 +180,11 @@ class ScriptedDriver:
             case {"hang": True}:
                 await self._stop.wait()
 
+    async def _pause(self, seconds: float) -> None:
+        if seconds:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), seconds)
+
 
 def _last_text(parts: list[Any]) -> str:
     """What the user said; notes of the runtime come before it."""
@@ -184,6 +193,8 @@ def _last_text(parts: list[Any]) -> str:
 
 
 def _filled(value: Any, marks: Mapping[str, Any]) -> Any:
+    if isinstance(value, str) and value.startswith(_TEXT_MARK):
+        return "x" * int(value.removeprefix(_TEXT_MARK))
     if isinstance(value, str):
         return marks.get(value, value)
     if isinstance(value, dict):
