@@ -25,9 +25,10 @@ from tests.chaos.proxy import Fate, Proxy, proxy
 
 @dataclass
 class Scene:
-    """A server with a session; `network` is the way to it that breaks."""
+    """A server with a session; `network` is the way to it that breaks, `pid` its process."""
 
     url: str
+    pid: int
     session_id: str
     network: Proxy
     http: aiohttp.ClientSession
@@ -43,7 +44,7 @@ async def scene(**bounds: Any) -> AsyncIterator[Scene]:
             async with aiohttp.ClientSession(url, headers=headers) as http:
                 async with http.post("/api/sessions", json={"agentProfileRef": "chaos"}) as response:
                     session_id = (await response.json())["sessionId"]
-                yield Scene(url, session_id, network, http)
+                yield Scene(url, life.pid, session_id, network, http)
 
 
 @asynccontextmanager
