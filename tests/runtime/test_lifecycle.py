@@ -11,13 +11,16 @@ from agent_runtime import moves
 from agent_runtime.lifecycle import TRANSITIONS, InvalidTransition, State, check, step
 from agent_runtime.moves import (
     AgentBegan,
+    AgentIdle,
     AgentRested,
     AnnounceQueue,
     AnnounceStatus,
+    Attached,
     BeginTurn,
     CancelWake,
     Deliver,
     Effect,
+    EndAgent,
     EndTurn,
     EndUnbegun,
     Input,
@@ -26,7 +29,10 @@ from agent_runtime.moves import (
     InterruptWanted,
     MessageAccepted,
     PrewarmWanted,
+    SandboxIdle,
     SandboxLost,
+    Steer,
+    Steered,
     Stopped,
     StopSandbox,
     StopWanted,
@@ -227,6 +233,113 @@ def test_a_pair_that_cannot_be_raises_and_changes_nothing() -> None:
     assert state == State()
 
 
+# Going on where an earlier process ended.
+
+
+def test_a_turn_under_way_goes_on_and_its_message_is_handed_over_again() -> None:
+    state, effects = step(State(), Attached("t", ("u",), autonomous=False, agent=True))
+    assert state == State(phase=Phase.RUNNING, turn="t", queue=("u",))
+    assert effects == (AnnounceStatus(), Deliver("t"))
+
+
+def test_a_turn_that_the_agent_began_by_itself_has_no_message_to_hand_over() -> None:
+    state, effects = step(State(), Attached("t", (), autonomous=True, agent=True))
+    assert state == State(phase=Phase.RUNNING, turn="t", autonomous=True)
+    assert effects == (AnnounceStatus(),)
+
+
+def test_who_waits_comes_next_in_a_sandbox_whose_agent_rests() -> None:
+    state, effects = step(State(), Attached(None, ("u",), autonomous=False, agent=True))
+    assert state == State(phase=Phase.RUNNING, turn="u")
+    assert effects[-2:] == (BeginTurn("u"), Deliver("u"))
+
+
+def test_a_sandbox_without_an_agent_hibernates_until_somebody_waits() -> None:
+    assert step(State(), Attached(None, (), autonomous=False, agent=False))[0].phase is Phase.HIBERNATED
+    state, effects = step(State(), Attached(None, ("u",), autonomous=False, agent=False))
+    assert (state.phase, state.queue) == (Phase.WAKING, ("u",))
+    assert Wake(1) in effects
+
+
+# A sandbox that dies before anything was done in it.
+
+
+def test_an_untouched_turn_is_tried_once_more_and_does_not_begin_twice() -> None:
+    running = State(phase=Phase.RUNNING, turn="t", queue=("u",))
+    state, effects = step(running, SandboxLost(LOST, untouched=True))
+    assert (state.phase, state.queue, state.again) == (Phase.STOPPING, ("t", "u"), "t")
+    assert effects == (AnnounceStatus(), StopSandbox())
+    state, _ = step(state, Stopped())
+    state, effects = step(state, Woken(state.attempt))
+    assert (state.phase, state.turn, state.queue) == (Phase.RUNNING, "t", ("u",))
+    assert BeginTurn("t") not in effects
+    assert effects[-1] == Deliver("t")
+    state, effects = step(state, SandboxLost(LOST, untouched=True))
+    assert effects[0] == EndTurn("t", AgentTurnEnded(TurnStatus.FAILED, error=LOST))
+
+
+def test_what_the_user_no_longer_wants_is_not_tried_again() -> None:
+    running = State(phase=Phase.RUNNING, turn="t", interrupting=True)
+    _, effects = step(running, SandboxLost(LOST, untouched=True))
+    assert effects[0] == EndTurn("t", AgentTurnEnded(TurnStatus.CANCELLED))
+
+
+def test_a_turn_that_is_to_run_again_is_ended_as_one_that_has_begun() -> None:
+    waits = State(phase=Phase.WAKING, queue=("t", "u"), again="t", attempt=1)
+    for ends in (InterruptWanted("t"), MessageAccepted("v", "interrupt")):
+        state, effects = step(waits, ends)
+        assert EndTurn("t", AgentTurnEnded(TurnStatus.CANCELLED)) in effects
+        assert "t" not in state.queue
+
+
+# Messages in mid-turn.
+
+
+def test_a_message_that_the_agent_takes_in_is_over_with_it() -> None:
+    running = State(phase=Phase.RUNNING, turn="t")
+    state, effects = step(running, MessageAccepted("u", "steer"))
+    assert effects == (AnnounceQueue(), Steer("u"))
+    over = EndUnbegun("u", AgentTurnEnded(TurnStatus.COMPLETED, stop_reason="steered"))
+    assert step(state, Steered("u"))[1] == (AnnounceQueue(), over)
+    both = replace(COMPLETED, message_ids=("t", "u"))
+    ended, effects = step(state, AgentRested(both))
+    assert ended == State(phase=Phase.READY)
+    assert effects[:3] == (AnnounceQueue(), over, EndTurn("t", both))
+
+
+def test_a_message_that_came_too_late_for_the_turn_is_the_next_one() -> None:
+    state, _ = step(State(phase=Phase.RUNNING, turn="t"), MessageAccepted("u", "steer"))
+    state, effects = step(state, AgentRested(replace(COMPLETED, message_ids=("t",))))
+    assert (state.turn, state.queue) == ("u", ())
+    assert effects[-2:] == (BeginTurn("u"), Deliver("u"))
+
+
+def test_a_message_that_was_taken_back_with_the_turn_ends_as_cancelled() -> None:
+    running = State(phase=Phase.RUNNING, turn="t", queue=("u",), interrupting=True)
+    taken_back = AgentTurnEnded(TurnStatus.CANCELLED, message_ids=("u",))
+    state, effects = step(running, AgentRested(taken_back))
+    assert (state.turn, state.queue) == ("t", ())
+    assert effects == (AnnounceQueue(), EndUnbegun("u", taken_back))
+
+
+def test_at_rest_an_interrupt_reaches_what_works_in_the_background() -> None:
+    ready = State(phase=Phase.READY)
+    assert step(ready, InterruptWanted()) == (ready, (Interrupt(None),))
+    assert step(ready, InterruptWanted("t")) == (ready, ())
+
+
+# Idle.
+
+
+def test_an_idle_agent_ends_and_its_sandbox_stays_until_that_is_idle_too() -> None:
+    state, effects = step(State(phase=Phase.READY), AgentIdle())
+    assert (state.phase, effects) == (Phase.HIBERNATED, (EndAgent(), AnnounceStatus()))
+    assert step(state, SandboxIdle())[1] == (AnnounceStatus(), StopSandbox())
+    state, effects = step(state, MessageAccepted("t"))
+    assert (state.phase, state.queue) == (Phase.WAKING, ("t",))
+    assert Wake(1) in effects
+
+
 def test_the_page_shows_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
     assert table() in page
@@ -264,6 +377,8 @@ class Shell:
         self.wakes: list[int] = []
         self.stopping = 0
         self.sandbox = False
+        self.agent = False
+        self.to_tell: set[str] = set()
 
     def feed(self, given: Input) -> None:
         self.state, effects = step(self.state, given)
@@ -273,18 +388,27 @@ class Shell:
 
     def perform(self, effect: Effect) -> None:
         match effect:
-            case Wake():
-                assert not self.wakes, "two wakes at once"
-                assert not self.sandbox, "a wake beside a sandbox"
-                self.wakes.append(effect.attempt)
-            case CancelWake():
-                assert self.wakes
-                self.wakes.clear()
+            case BeginTurn() | Deliver() | Steer() | Interrupt() | EndTurn() | EndUnbegun():
+                self.perform_turn(effect)
+            case _:
+                self.perform_sandbox(effect)
+
+    def perform_turn(self, effect: Effect) -> None:
+        match effect:
             case BeginTurn():
-                assert self.sandbox
+                assert self.agent
                 assert self.open_turn() is None
                 self.begun.append(effect.turn_id)
-            case Deliver() | Interrupt():
+                self.to_tell.add(effect.turn_id)
+            case Deliver():
+                assert self.agent
+                assert effect.turn_id == self.open_turn()
+                self.to_tell.discard(effect.turn_id)
+            case Steer():
+                assert self.agent
+                assert effect.turn_id not in self.begun
+            case Interrupt():
+                assert self.agent
                 assert effect.turn_id == self.open_turn()
             case EndTurn():
                 assert effect.turn_id == self.open_turn()
@@ -293,10 +417,25 @@ class Shell:
                 assert effect.turn_id not in self.begun
                 self.begun.append(effect.turn_id)
                 self.ended.append(effect.turn_id)
+
+    def perform_sandbox(self, effect: Effect) -> None:
+        match effect:
+            case Wake():
+                assert not self.wakes, "two wakes at once"
+                assert not self.agent, "a wake beside an agent"
+                self.wakes.append(effect.attempt)
+            case CancelWake():
+                assert self.wakes
+                self.wakes.clear()
+                self.sandbox = False
+            case EndAgent():
+                assert self.agent
+                assert self.open_turn() is None
+                self.agent = False
             case StopSandbox():
                 assert self.sandbox, "nothing to stop"
-                assert self.open_turn() is None
-                self.sandbox = False
+                assert self.open_turn() in {None, self.state.again}
+                self.sandbox = self.agent = False
                 self.stopping += 1
                 assert self.stopping == 1
 
@@ -312,23 +451,28 @@ class Shell:
             self.accepted.append(f"t{len(self.accepted)}")
         inputs: dict[int, Input] = {
             0: MessageAccepted(f"t{len(self.accepted) - 1}"),
-            1: MessageAccepted(f"t{len(self.accepted) - 1}"),
+            1: MessageAccepted(f"t{len(self.accepted) - 1}", "steer" if well else "interrupt"),
             2: StopWanted(RUNTIME_STOPPED if well else None),
             3: InterruptWanted(known if well else None),
             4: InterruptExpired(known),
             5: AgentBegan(f"own{number}-{len(self.begun)}"),
             6: PrewarmWanted(),
             7: AgentRested(BY_ITSELF),
+            8: Steered(known),
+            9: AgentRested(replace(COMPLETED, message_ids=(self.state.turn or "", known))),
+            10: AgentRested(AgentTurnEnded(TurnStatus.CANCELLED, message_ids=(known,))),
+            11: AgentIdle(),
+            12: SandboxIdle(),
         }
         if choice == len(inputs) and self.sandbox:
-            return SandboxLost(LOST)
+            return SandboxLost(LOST, untouched=well)
         return inputs.get(choice)
 
     def answer(self, *, well: bool) -> bool:
         """Answer what waits for an answer; whether anything did."""
         if self.wakes:
             attempt = self.wakes.pop()
-            self.sandbox = well
+            self.sandbox = self.agent = well
             self.feed(Woken(attempt) if well else WakeFailed(attempt, NO_ROOM))
         elif self.stopping:
             self.stopping -= 1
@@ -341,7 +485,7 @@ class Shell:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 10), st.booleans(), st.integers(0, 30)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 15), st.booleans(), st.integers(0, 30)), max_size=60))
 def test_whatever_happens_every_message_is_answered_once(walk: list[tuple[int, bool, int]]) -> None:
     shell = Shell()
     for choice, well, number in walk:
@@ -357,6 +501,7 @@ def test_whatever_happens_every_message_is_answered_once(walk: list[tuple[int, b
     while shell.answer(well=True):
         pass
     assert len(shell.begun) == len(set(shell.begun))
+    assert not shell.to_tell & set(shell.accepted)
     assert sorted(shell.begun) == sorted(shell.ended)
     assert set(shell.accepted) <= set(shell.ended)
 
