@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench fmt clean
+.PHONY: demo test check bench chaos fmt clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -25,6 +25,10 @@ check: $(READY)
 bench: $(READY)
 	@$(BIN)/python tools/prepare.py demo
 	$(BIN)/python bench $(B)
+
+# make chaos SEEDS=500, or one seed again: make chaos SEED=17
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20))
 
 fmt: $(READY)
 	$(BIN)/ruff check --fix .

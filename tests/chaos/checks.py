@@ -21,6 +21,8 @@ CAUSES_OF = {
     "cancelled": {"interrupt", "stop"},
     "failed": {"kill-sandbox", "stop", "exit"},
 }
+STORE_WAS_AWAY = "persistence_unavailable"
+"""A wake that meets a store that is away fails the turns that wait for it."""
 
 
 async def wrong(story: Story) -> list[str]:
@@ -51,7 +53,8 @@ def _viewers(story: Story, session: int, fresh: Told) -> Iterator[str]:
     told = json.dumps(shown, sort_keys=True).encode()
     for viewer in story.viewers[session]:
         if viewer.state.bytes() != told:
-            yield f"viewer {viewer.name} differs from a fresh snapshot: {_difference(viewer.state.bytes(), told)}"
+            difference = _difference(viewer.state.bytes(), told)
+            yield f"viewer {viewer.name} differs from a fresh snapshot: {difference}"
 
 
 def _difference(one: bytes, other: bytes) -> str:
@@ -98,8 +101,11 @@ def _turns(story: Story, session: int) -> Iterator[str]:
         deeds = {deed.what for deed in story.deeds if deed.session == session and deed.at <= ended}
         if any(sent.said.order.fate == "exits" for sent in _sent(story, session)):
             deeds.add("exit")
+        if story.plan.rates["store"] and turn.get("error", {}).get("code") == STORE_WAS_AWAY:
+            continue
         if not deeds & CAUSES_OF[status]:
-            yield f"{turn['messageId']} {status} without a cause: {turn.get('error')}; done before: {sorted(deeds)}"
+            why = f"{turn.get('error')}; done before: {sorted(deeds)}"
+            yield f"{turn['messageId']} {status} without a cause: {why}"
 
 
 def _blocks(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
@@ -145,6 +151,16 @@ def _agents_blocks(turn: Told, expected: tuple[Told, ...], found: list[Told]) ->
             pairs = [(a, b) for a, b in zip(bare, expected, strict=True) if a != b]
             yield f"{name} completed with other blocks than were said: {str(pairs[0])[:500]}"
         return
+    yield from _begun_of(turn, expected, bare)
+
+
+def _begun_of(turn: Told, expected: tuple[Told, ...], bare: list[Told]) -> Iterator[str]:
+    """A turn that was cut off has a beginning of what was said; what it left open was closed for it."""
+    name, ids, wanted = (
+        turn["messageId"],
+        [block["id"] for block in bare],
+        [block["id"] for block in expected],
+    )
     closed_for_it = {f"{block.get('toolUseId')}:result" for block in expected}
     own = [i for i in ids if i not in closed_for_it or i in wanted[: len(ids)]]
     if [i for i in own if i not in wanted]:
@@ -212,7 +228,8 @@ def _transcript(story: Story, session: int, transcript: dict[str, list[Told]]) -
         if order is None or turn.get("stopReason") == "steered":
             continue
         if turn["status"] == "completed" and per_turn[turn["turnId"]] != order.entries:
-            yield f"{order.message_id} has {per_turn[turn['turnId']]} entries in the transcript, not {order.entries}"
+            count = per_turn[turn["turnId"]]
+            yield f"{order.message_id} has {count} entries in the transcript, not {order.entries}"
 
 
 def _files(story: Story, session: int, manifest: dict[str, str]) -> Iterator[str]:

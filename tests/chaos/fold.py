@@ -15,8 +15,7 @@ class Hole(Exception):
 
 
 class Folded:
-    """The state of one session as one viewer knows it. `starts` and `ends` count turn events that came live
-    or by replay."""
+    """The state of one session as one viewer knows it; `ends` counts the `turn_end`s that it was told."""
 
     def __init__(self) -> None:
         self.epoch = ""
@@ -65,14 +64,8 @@ class Folded:
         match event["type"]:
             case "block_start" | "block_complete":
                 self.blocks[event["block"]["id"]] = dict(event["block"])
-            case "text_delta":
-                block = self.blocks.get(event["blockId"])
-                if block is not None and block["state"] == "streaming":
-                    block["content"] = block.get("content", "") + event["delta"]
-            case "block_update":
-                block = self.blocks.get(event["blockId"])
-                if block is not None:
-                    block |= {name: new for name, new in event["updates"].items() if name not in KEPT}
+            case "text_delta" | "block_update" if event["blockId"] in self.blocks:
+                _change(self.blocks[event["blockId"]], event)
             case "queue_changed":
                 self.queue = event["queue"]
             case "session_status":
@@ -85,3 +78,10 @@ class Folded:
                 key = (event["epoch"], event["turn"]["turnId"])
                 self.ends[key] = self.ends.get(key, 0) + 1
                 assert self.ends[key] == 1, f"turn {key} ended twice"
+
+
+def _change(block: Told, event: Told) -> None:
+    if event["type"] == "block_update":
+        block |= {name: new for name, new in event["updates"].items() if name not in KEPT}
+    elif block["state"] == "streaming":
+        block["content"] = block.get("content", "") + event["delta"]

@@ -2,7 +2,7 @@
 
     python -m tests.chaos.fork_server      reads orders as JSON lines, answers with JSON lines
 
-    {"spawn": NAME, "told": {...}, "log": PATH}   -> {"name", "pid"}, {"name", "ready": PORT}, {"name", "exit": STATUS}
+    {"spawn": NAME, "told": {...}, "log": PATH}   -> {name, pid}, {name, ready: PORT}, {name, exit: N}
     {"signal": NAME, "number": N}                 only ever reaches a child that has not been reaped
 
 It has one thread and no event loop, so forking is safe. When its input ends it kills what it forked and ends.

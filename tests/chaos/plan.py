@@ -7,7 +7,7 @@ machine's business.
 """
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tests.chaos.orders import Order, order
@@ -31,13 +31,13 @@ class Strike:
     """Something that happens at a moment. `session` is for those that concern one."""
 
     at: float
-    what: Literal["interrupt", "kill-sandbox", "stop", "prewarm", "cut-all", "rejoin-nonsense"]
+    what: Literal["interrupt", "kill-sandbox", "stop", "prewarm", "cut-all"]
     session: int = 0
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What ends (or halts) a life of the runtime, so long after it was born; `ready` counts from readiness."""
+    """What ends (or halts) a life of the runtime, and so long after it was born or ready."""
 
     how: Literal["kill", "term", "pause"]
     after_s: float
@@ -60,14 +60,12 @@ class Plan:
     rates: dict[str, float]
     socket_rate: float
     log_bytes: int
-    quiet: frozenset[str] = field(default_factory=frozenset)
 
     def told(self) -> str:
         """For whoever reads of a failure."""
-        lines = [
-            f"seed {self.seed}: {self.provider}, {self.sessions} sessions x {self.viewers} viewers, "
-            f"{self.lasts:.1f} s, socket {self.socket_rate:.2f}, log of {self.log_bytes} bytes, rates {self.rates}"
-        ]
+        shape = f"{self.provider}, {self.sessions} sessions x {self.viewers} viewers, {self.lasts:.1f} s"
+        rates = f"socket {self.socket_rate:.2f}, log of {self.log_bytes} bytes, rates {self.rates}"
+        lines = [f"seed {self.seed}: {shape}, {rates}"]
         lines += [
             f"  {said.at:5.2f} session {said.session}: {said.order.message_id} by viewer {said.viewer}, "
             f"{said.when_busy}, {said.order.fate}"
@@ -105,7 +103,7 @@ def plan(seed: int, *, lasts: float = 2.5, provider: Literal["unsafe", "local"] 
         provider=provider,
         sessions=sessions,
         viewers=viewers,
-        said=_said(seed, dice["orders"], dice["agent"], sessions, viewers, lasts),
+        said=_said(seed, dice["orders"], dice["agent"], sessions=sessions, viewers=viewers, lasts=lasts),
         strikes=_strikes(dice["sandbox"], dice["socket"], sessions, lasts),
         blows=_blows(dice["runtime"], lasts),
         rates={
@@ -124,7 +122,7 @@ def _rate(dice: random.Random, most: float) -> float:
 
 
 def _said(
-    seed: int, dice: random.Random, agent: random.Random, sessions: int, viewers: int, lasts: float
+    seed: int, dice: random.Random, agent: random.Random, *, sessions: int, viewers: int, lasts: float
 ) -> tuple[Said, ...]:
     said = []
     for session in range(sessions):
@@ -150,8 +148,7 @@ def _strikes(
         for what, chance in (("interrupt", 0.3), ("kill-sandbox", 0.3), ("stop", 0.15), ("prewarm", 0.2)):
             if sandbox.random() < chance:
                 strikes.append(Strike(sandbox.random() * lasts, what, session))
-    for _ in range(socket.randrange(3)):
-        strikes.append(Strike(socket.random() * lasts, "cut-all"))
+    strikes += [Strike(socket.random() * lasts, "cut-all") for _ in range(socket.randrange(3))]
     return tuple(sorted(strikes, key=lambda one: one.at))
 
 
@@ -159,7 +156,7 @@ def _blows(dice: random.Random, lasts: float) -> tuple[Blow, ...]:
     """As many as fit: lives are short, and some do not even begin."""
     if dice.random() < 0.1:
         return ()
-    blows = []
+    blows: list[Blow] = []
     left = lasts
     hurry = dice.choice([0.1, 0.4, 1.0])
     while left > 0:

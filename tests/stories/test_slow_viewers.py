@@ -22,7 +22,7 @@ OTHERS = 99
 BACKLOG = 1 * MIB
 LOG = 32 * MIB
 BLOCKS, PIECES, PIECE = 32, 32, 4 * KIB
-ALLOWED_GROWTH = 96 * MIB
+ALLOWED_GROWTH = 64 * MIB
 """What is streamed stands in the log, in the fold and in the store's cache; a hundred copies of it would be
 some 800 MiB more."""
 
