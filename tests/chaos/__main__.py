@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - what it says is for people
 """make chaos: run stories by their seeds and say what came of them.
 
 make chaos SEEDS=500          so many fresh seeds (printed)

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def _turns(story: Story, session: int) -> Iterator[str]:
             continue
         if status == "completed" or order is None:
             continue
-        ended = datetime.fromisoformat(turn["endedAt"])
+        ended = datetime.fromisoformat(turn["endedAt"]) + timedelta(milliseconds=2)  # it is cut to whole ones
         deeds = {deed.what for deed in story.deeds if deed.session == session and deed.at <= ended}
         if any(sent.said.order.fate == "exits" for sent in _sent(story, session)):
             deeds.add("exit")
@@ -127,10 +127,15 @@ def _blocks(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
         if [block["content"] for block in said] != [order.text] or said[0]["messageId"] != order.message_id:
             yield f"{order.message_id} has {len(said)} user messages, or another's"
         yield from _agents_blocks(turn, order.blocks, mine)
-        if not any(each.get("stopReason") == "steered" for each in story.turns[session]):
-            strays = [block["id"] for block in mine if block.get("turnId") != turn["turnId"]]
+        if not any(sent.said.when_busy == "steer" for sent in _sent(story, session)):
+            strays = {block.get("turnId") for block in mine} - {turn["turnId"]}
+            others = {
+                each["turnId"]: (each.get("messageId"), each["status"]) for each in story.turns[session]
+            }
             if strays:
-                yield f"{order.message_id}: blocks {strays} are in another turn"
+                where = [others.get(turn_id or "", turn_id) for turn_id in strays]
+                said = {key: value for key, value in turn.items() if key != "content"}
+                yield f"{len(mine)} blocks of {said} are in turns {where}"
 
 
 def _is_of(block: Told, turn: Told) -> bool:

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - what it says is for people
 """A fixed set of seeds and some fresh ones, whole: nothing is lost, whatever dies. See the README."""
 
 import asyncio
