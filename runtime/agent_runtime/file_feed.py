@@ -58,6 +58,7 @@ class FileFeed:
         elif report.content is not None or report.file.omitted:
             self._recorder.file_changed(report.file, deleted=False)
         else:
+            self._recorder.file_seen(report.file)
             self._unread[report.file.path] = report
             self._told.set()
         event = FileChanged(change=report.change, file=shown(report), turn_id=self._turn_id())
@@ -108,6 +109,9 @@ class FileFeed:
             _log.warning("file_not_read", session_id=self._recorder.session_id, code=fault.code)
             if fault.code not in _REFUSALS:
                 return False
+            if fault.code == "file_too_large" and self._is_due(report):  # whatever its report said
+                omitted = report.file.model_copy(update={"omitted": "too_large", "sha256": ""})
+                self._recorder.file_changed(omitted, deleted=False)
         else:
             if self._is_due(report):  # else it changed again meanwhile
                 file = file_of(path, content, modified_at=report.file.modified_at)

@@ -235,9 +235,13 @@ class Holder:
     async def let_go(self) -> None:
         """End the sandbox, if there is one, and its way out. Idempotent."""
         attached, self.attached = self.attached, None
+        found, self._found = self._found, None
         try:
             if attached is not None:
                 await attached.leave()
+            if found is not None:
+                await found.close()
+                await found.sandbox.stop()
         finally:
             await self._around.gateway.close(self._session_id)
 

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
+import structlog
+
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Conversation
 from agent_runtime.errors import AgentFault, NotFound, PersistenceFault, RuntimeFault
@@ -32,11 +34,19 @@ from agent_runtime.tasks import Tasks
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
 
+_log = structlog.get_logger(__name__)
+
 _STOP_BOUND_S: Final = 30.0
 """For all sessions to sync and stop: longer than a slow sync, shorter than an orchestrator's patience."""
 _DETACH_BOUND_S: Final = 3.0
 """For all sessions to save what they have, and then to let go."""
 _SHORTEST_SWEEP_S: Final = 0.01
+_TAKEN_UP_AT_ONCE: Final = 16
+_FAILURES: Final = 3
+"""A session that failed so often in a row, each time soon, loses its sandbox: something in it is wrong."""
+_FORGIVEN_S: Final = 60.0
+_AGAIN_S: Final = 0.2
+_AGAIN_MOST_S: Final = 10.0
 _BLOCKS: Final = 200
 _TURNS: Final = 100
 """How many are read at once in search of unfinished ones; a queue is shorter (`turns.MAX_WAITING`)."""
@@ -62,6 +72,8 @@ class Loaded:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = Tasks()
         self._running: set[asyncio.Task[None]] = set()
+        self._failures: dict[str, int] = {}
+        self._taking_up = asyncio.Semaphore(_TAKEN_UP_AT_ONCE)
 
     async def open(self) -> None:
         """Begin; nothing can be loaded before."""
@@ -188,14 +200,52 @@ class Loaded:
             self._forget(session)
 
     async def _run(self, session: AgentSession) -> None:
+        """Run a session; one that fails is taken up again in its sandbox, a few times."""
+        session_id = session.session_id
+        failures = self._failures.get(session_id, 0)
+        if failures < _FAILURES:
+            session.survive()
+        began = asyncio.get_running_loop().time()
         try:
             await session.run()
+        except Exception as error:
+            if asyncio.get_running_loop().time() - began > _FORGIVEN_S:
+                failures = 0
+            if not _is_of_the_store(error):
+                self._failures[session_id] = failures + 1
+            if not self.closing:
+                self._tasks.spawn(self.load_again(session_id, _AGAIN_S * 2**failures))
+            raise
+        else:
+            self._failures.pop(session_id, None)
         finally:
             self._forget(session)
+
+    async def load_again(self, session_id: str, delay_s: float = 0.0) -> None:
+        """Take a session up without anybody asking; tries until it can be, or is no more."""
+        while True:
+            await asyncio.sleep(delay_s)
+            try:
+                async with self._taking_up:
+                    await self.load(session_id)
+            except (NotFound, AgentFault):
+                return
+            except RuntimeFault as fault:
+                if self.closing:
+                    return
+                _log.warning("session_not_taken_up", session_id=session_id, code=fault.code)
+                delay_s = min(max(delay_s * 2, _AGAIN_S), _AGAIN_MOST_S)
+            else:
+                return
 
     def _forget(self, session: AgentSession) -> None:
         if self._sessions.get(session.session_id) is session:
             del self._sessions[session.session_id]
+
+
+def _is_of_the_store(error: Exception) -> bool:
+    """Whether nothing is wrong but that the store did not answer."""
+    return isinstance(error, ExceptionGroup) and error.split(PersistenceFault)[1] is None
 
 
 async def load(

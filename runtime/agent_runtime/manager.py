@@ -51,7 +51,7 @@ _log = structlog.get_logger(__name__)
 
 _PROBE_S: Final = 2.0
 """For the store to answer when somebody asks whether we are ready."""
-_TAKEN_UP_AT_ONCE: Final = 16
+_ASK_AGAIN_S: Final = 0.5
 _REPEATABLE: Final = uuid.UUID("6f6e9b0a-5d0e-4a51-9a0c-7d1f6c1c2d11")
 """Namespace of session ids made from an idempotency key: the same owner and key give the same id."""
 
@@ -89,7 +89,6 @@ class SessionManager:
         self._changes = Changes()
         self._closed = False
         self._loaded = Loaded(config, profile=self.profile, on_change=self._changed)
-        self._taking_up = asyncio.Semaphore(_TAKEN_UP_AT_ONCE)
         self._viewers: Counter[str] = Counter()
 
     async def open(self) -> None:
@@ -101,7 +100,8 @@ class SessionManager:
         try:
             await self._persistence.open()
             await self._loaded.open()
-            await self._take_up()
+            living = await self._config.sandboxes.list(self._config.runtime_id)
+            self._loaded.spawn(self._take_up(living))
             self._loaded.spawn(
                 self._loaded.put_away_idle(self._config.session_idle_timeout_s, viewed=self._is_viewed)
             )
@@ -115,6 +115,8 @@ class SessionManager:
     async def stop_all(self) -> None:
         """End all sandboxes, and turns under way with `runtime_stopped`; only `close` may follow."""
         await self._loaded.stop_all(_STOPPED)
+        for ref in await self._config.sandboxes.list(self._config.runtime_id):
+            await self._end_leftover(ref)
 
     async def close(self) -> None:
         """See the module. Idempotent."""
@@ -409,23 +411,24 @@ class SessionManager:
                 await self._persistence.save_files(record.session_id, files)
             return made
 
-    async def _take_up(self) -> None:
-        """What an earlier process of this runtime left; sandboxes first, before there are new ones."""
-        living = await self._config.sandboxes.list(self._config.runtime_id)
-        unfinished = await self._persistence.unfinished_sessions()
+    async def _take_up(self, living: tuple[SandboxRef, ...]) -> None:
+        """What an earlier process of this runtime left, `living` being the sandboxes from before us."""
+        unfinished = await self._unfinished()
         known = {record.sandbox.sandbox_id for record in unfinished if record.sandbox is not None}
         for record in unfinished:
-            self._loaded.spawn(self._load_again(record.session_id))
+            self._loaded.spawn(self._loaded.load_again(record.session_id))
         for ref in living:
             if ref.sandbox_id not in known:
                 self._loaded.spawn(self._end_leftover(ref))
 
-    async def _load_again(self, session_id: str) -> None:
-        async with self._taking_up:
+    async def _unfinished(self) -> tuple[SessionRecord, ...]:
+        """Ask until the store answers: it may be a moment later than we are."""
+        while True:
             try:
-                await self._loaded.load(session_id)
-            except RuntimeFault as fault:  # whoever asks for the session tries again
-                _log.warning("session_not_taken_up", session_id=session_id, code=fault.code)
+                return await self._persistence.unfinished_sessions()
+            except PersistenceFault as fault:
+                _log.warning("unfinished_sessions_not_known", code=fault.code, reason=fault.detail)
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _end_leftover(self, ref: SandboxRef) -> None:
         """A sandbox whose wake was not over: its session does not know it."""

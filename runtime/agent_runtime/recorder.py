@@ -149,6 +149,10 @@ class Recorder:
         told = {name: value for name in names if (value := getattr(event, name)) is not None}
         self.record = self.record.model_copy(update=told)
 
+    def file_seen(self, file: WorkspaceFile) -> None:
+        """Know a file whose content is still to come: whoever joins now must hear of it."""
+        self.files[file.path] = file.model_copy(update={"content": None})
+
     def file_changed(self, file: WorkspaceFile, *, deleted: bool) -> None:
         """Remember a change of the workspace for the next sync; `file` has its content unless deleted."""
         self._unsaved_files[file.path] = None if deleted else file
@@ -196,6 +200,22 @@ class Recorder:
         """Change the session's record and make it durable."""
         self.record = self.record.model_copy(update=changes)
         await self._persist(lambda: self._persistence.update_session(self.record))
+
+    async def read(self, call: Callable[[], Awaitable[T]], within_s: float) -> T:
+        """Read from the store, patiently: a store that is away for a moment fails nobody's turn.
+
+        Raises `PersistenceFault` where it does not answer within so many seconds, or never will.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, delay = loop.time() + within_s, _RETRY_FIRST_S
+        while True:
+            try:
+                return await call()
+            except PersistenceFault as fault:
+                if not fault.retryable or loop.time() + delay > deadline:
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 1.0)
 
     async def flush(self) -> None:
         """Make everything durable that is not; returns when it is."""

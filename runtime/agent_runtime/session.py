@@ -97,7 +97,8 @@ class AgentSession:
         self._holder = self._performer.holder
         self._machine = self._performer.machine
         self._over = asyncio.Event()
-        self._keeps_sandbox = True  # until we know what we have found
+        self._keeps_sandbox = False
+        self._survives = False
         self._taken_up = asyncio.Event()
         self.used_at = asyncio.get_running_loop().time()
 
@@ -218,6 +219,10 @@ class AgentSession:
             return 0.0
         return asyncio.get_running_loop().time() - max(self.used_at, self._machine.moved_at)
 
+    def survive(self) -> None:
+        """Should `run` fail, the sandbox goes on for whoever loads the session again."""
+        self._survives = True
+
     def close(self, *, detach: bool = False) -> None:
         """End `run`. With `detach` the sandbox goes on; else it should have been stopped before."""
         self._keeps_sandbox = detach
@@ -247,17 +252,17 @@ class AgentSession:
                 await self._holder.caught_up()
                 for turn_id in waiting:
                     self._machine.feed(moves.MessageAccepted(turn_id))
-                self._keeps_sandbox &= self._over.is_set()
                 self._taken_up.set()
                 await self._over.wait()
                 raise _Over
         except* _Over:
             _log.debug("session_closed", session_id=self.session_id)
         finally:
+            failed = not self._over.is_set()
             self._over.set()
             try:
-                leaving = self._holder.detach() if self._keeps_sandbox else self._holder.let_go()
-                await unhindered(leaving)
+                keeps = self._keeps_sandbox or (failed and self._survives)
+                await unhindered(self._holder.detach() if keeps else self._holder.let_go())
             finally:
                 self._machine.end()
                 self._taken_up.set()

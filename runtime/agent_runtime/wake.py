@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import structlog
@@ -105,7 +106,7 @@ async def wake(
         )
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
         read(link)
-        restored, lost = await _restore_files(recorder, around.persistence, link, say)
+        restored, lost = await _restore_files(recorder, around, link, say)
         options = await _start_agent(recorder, profile, around, link, say)
     except BaseException:
         await unhindered(_leave_nothing(session_id, sandbox, link, around))
@@ -169,19 +170,19 @@ def what_was_lost(awake: Awake, ignored: Sequence[str]) -> str:
 
 
 async def _restore_files(
-    recorder: Recorder, persistence: PersistenceAdapter, link: RunnerLink, say: Say
+    recorder: Recorder, around: Surroundings, link: RunnerLink, say: Say
 ) -> tuple[int, tuple[str, ...]]:
     """Put the files back; how many, and which ones could not be.
 
     What was kept without its content is gone with the old sandbox, so it leaves the manifest too.
     """
-    session_id = recorder.session_id
-    manifest = await persistence.load_manifest(session_id)
+    session_id, store, patience_s = recorder.session_id, around.persistence, around.wake_timeout_s / 2
+    manifest = await recorder.read(lambda: store.load_manifest(session_id), patience_s)
     if manifest:
         await say(f"Writing {len(manifest)} files")
     lost: list[str] = []
     for known in manifest:
-        file = await persistence.load_file(session_id, known.path)
+        file = await recorder.read(partial(store.load_file, session_id, known.path), patience_s)
         if file is None:
             continue
         if file.omitted is not None:
@@ -204,7 +205,9 @@ async def _restore_transcript(recorder: Recorder, around: Surroundings, link: Ru
 
     An agent may have said who it is and died before anything that was said was kept.
     """
-    transcript = await around.persistence.load_transcript(recorder.session_id)
+    transcript = await recorder.read(
+        lambda: around.persistence.load_transcript(recorder.session_id), around.wake_timeout_s / 2
+    )
     recorder.transcript_stored({key: len(entries) for key, entries in transcript.items()})
     conversation = recorder.record.agent_session_id
     if conversation is None or not around.agent.remembers(transcript):

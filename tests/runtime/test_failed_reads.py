@@ -150,17 +150,18 @@ async def test_a_message_is_not_taken_while_nobody_knows_whether_it_was_sent_bef
         assert len(await world.turns(sid)) == 3
 
 
-async def test_a_runtime_that_cannot_read_what_is_unfinished_does_not_start_as_if_nothing_were() -> None:
+async def test_what_is_unfinished_is_asked_for_until_the_store_tells() -> None:
     store = FailsAtFirst()
-    sid = await a_session_with_a_past(store)
-    before = await kept(store, sid)
-    store.failures["unfinished_sessions"] = 1
     async with ScriptedSandboxes(works) as sandboxes:
-        with pytest.raises(PersistenceFault):
-            async with runtime(sandboxes, store):
-                pass
-        assert sandboxes.made == []
-    assert await kept(store, sid) == before
+        async with runtime(sandboxes, store, leaves=True) as world:
+            sid = await world.new(message="one")
+            await world.reaches(sid, Phase.RUNNING)
+            await killed(world)
+        store.failures["unfinished_sessions"] = 2
+        async with runtime(sandboxes, store) as world:
+            (turn,) = await world.ended(sid, 1)
+            assert turn.status is TurnStatus.COMPLETED
+            assert len(sandboxes.made) == 1
 
 
 @pytest.mark.parametrize("times", [1, 5])

@@ -33,7 +33,14 @@ from agent_runtime.events import (
     TurnEnd,
     TurnStart,
 )
-from agent_runtime.ports import AgentIdentity, AgentTurnBegan, AgentTurnEnded, StoredBlock, Translated
+from agent_runtime.ports import (
+    AgentIdentity,
+    AgentTookIn,
+    AgentTurnBegan,
+    AgentTurnEnded,
+    StoredBlock,
+    Translated,
+)
 from agent_runtime.testing import samples
 from agent_runtime.transport import wire
 from agent_runtime.transport.compact import compact
@@ -70,7 +77,7 @@ def session_of(scenario: str, at_once: int = 1) -> tuple[Event, ...]:
 
 def published(fact: Translated, conversation: Conversation, *, is_last: bool) -> list[Event]:
     match fact:
-        case AgentIdentity():
+        case AgentIdentity() | AgentTookIn():
             return []
         case AgentTurnBegan():
             return [TurnStart(turn=samples.turn())]

@@ -171,7 +171,9 @@ async def test_a_file_over_the_bound_is_told_and_not_kept() -> None:
     async with world(script, file_rules=FileRules(max_file_bytes=200_000)) as it:
         session_id = await it.new(message="hello")
         await it.ended(session_id, 1)
-        assert await it.manager.manifest(ANNA, session_id) == ()
+        (file,) = await it.manager.manifest(ANNA, session_id)
+        assert (file.path, file.omitted) == ("huge.bin", "too_large")
+        assert await it.store.load_manifest(session_id) == (file,)
 
 
 async def test_a_runner_that_falls_silent_costs_the_grace_and_not_more() -> None:

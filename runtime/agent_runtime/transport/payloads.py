@@ -181,7 +181,7 @@ class JoinCommand(Payload):
     """`session:join`. A position that cannot be used, for whatever reason, gives a snapshot."""
 
     session_id: SessionId
-    position: str | None = Field(default=None, max_length=200)
+    position: str | None = None
 
 
 class SessionCommand(Payload):
