@@ -7,6 +7,7 @@ looks at what clients hold and at the store. What the story did itself is writte
 
 import asyncio
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from agent_runtime_adapters.sandboxes.processes import ProcessMark, all_pids, environment
+from agent_runtime_adapters.sandboxes.processes import ProcessMark, all_pids
 from tests.chaos.client import Gone, Viewer
 from tests.chaos.life import TOKEN
 from tests.chaos.plan import Blow, Plan, Said, Strike
@@ -376,10 +377,18 @@ class Story:
 
 
 def processes_below(folder: Path) -> list[ProcessMark]:
-    """The living processes that were started with this folder in their environment."""
+    """The living processes that have to do with a folder: by their environment, or by a mount."""
     sign = str(folder).encode()
-    found = [ProcessMark.of(pid) for pid in all_pids() if any(sign in value for value in environment(pid))]
+    found = [ProcessMark.of(pid) for pid in all_pids() if pid != os.getpid() and _knows(pid, sign)]
     return [mark for mark in found if mark is not None and mark.running()]
+
+
+def _knows(pid: int, sign: bytes) -> bool:
+    for name in ("environ", "mountinfo"):
+        with suppress(OSError):
+            if sign in Path(f"/proc/{pid}/{name}").read_bytes():
+                return True
+    return False
 
 
 async def _until(holds: Callable[[], bool], within_s: float, what: str) -> None:

@@ -3,6 +3,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_a_seed_is_one_plan(seed: int) -> None:
     assert plan(seed) != plan(seed + 1)
 
 
-async def told(seeds: "tuple[int, ...] | range") -> list[Verdict]:
+async def told(seeds: Sequence[int]) -> list[Verdict]:
     verdicts: list[Verdict] = []
     waiting = list(seeds)
 
@@ -49,7 +50,7 @@ def judge(verdicts: list[Verdict]) -> None:
     failed = [verdict for verdict in verdicts if verdict.wrong]
     for verdict in failed:
         print(verdict.plan.told(), *verdict.wrong, sep="\n  ! ")
-    again = " ".join(f"SEED={verdict.plan.seed}" for verdict in failed)
-    assert not failed, f"tell it again: make chaos {again}"
+    seeds = [verdict.plan.seed for verdict in failed]
+    assert not failed, f"{seeds} ended badly; tell one again: make chaos SEED={seeds[0]}"
     assert sum(verdict.figures.blows.get("kill", 0) for verdict in verdicts) > 0
     assert sum(verdict.figures.messages for verdict in verdicts) > len(verdicts)
