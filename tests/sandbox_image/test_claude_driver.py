@@ -64,6 +64,47 @@ async def test_a_conversation_goes_on_in_an_empty_sandbox_with_what_was_mirrored
         assert again["total_cost_usd"] > first["total_cost_usd"]
 
 
+async def test_after_a_clear_only_the_new_conversation_is_resumed() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        await ask(client, "remember the heron [[script:subagent]]")
+        await ask(client, "/clear")
+        second = await ask(client, "remember the stork [[script:subagent]]")
+        await client.result("close")
+        transcript = transcript_of(client)
+
+    async with agent_world() as (runner, model):
+        client = await runner.attach()
+        for key, entries in transcript.items():
+            await client.result("transcript", key=key, entries=entries)
+        await start(client, resume=second["session_id"])
+        again = await ask(client, "and now? [[script:text]]")
+        asked = str(model.requests[-1].body["messages"])
+
+    assert again["session_id"] == second["session_id"]
+    assert "stork" in asked
+    assert "heron" not in asked
+    assert {entry["sessionId"] for entry in transcript["main"]} > {second["session_id"]}
+
+
+async def test_a_conversation_that_was_cleared_and_in_which_nothing_was_said_begins_once_more() -> None:
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        await ask(client, "remember the heron [[script:text]]")
+        await client.result("close")
+        transcript = transcript_of(client)
+
+    async with agent_world() as (runner, model):
+        client = await runner.attach()
+        for key, entries in transcript.items():
+            await client.result("transcript", key=key, entries=entries)
+        await start(client, resume=new_uuid())
+        assert (await ask(client, "and now? [[script:text]]"))["subtype"] == "success"
+        assert "heron" not in str(model.requests[-1].body["messages"])
+
+
 async def test_the_connection_may_be_lost_in_mid_turn_and_the_turn_goes_on() -> None:
     async with agent_world() as (runner, _):
         first = await runner.attach()

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
 from agent_runtime_sandbox.drivers.absent import absent
 from agent_runtime_sandbox.drivers.background import BackgroundTasks
+from agent_runtime_sandbox.drivers.shown_order import NOTE, ShownOrder
 
 with absent("mcp"):
     # For tools served from this process, of which there are none: half a second and 45 MiB a session.
@@ -79,10 +80,12 @@ class ClaudeDriver:
     async def run(self) -> AgentEnd:
         """Hand on lines until the binary is gone; then remove what the SDK left."""
         process = self._started()
-        message = None
+        message, shown = None, ShownOrder()
         try:
             async for line in process.lines():
                 self._tasks.heard(line)
+                if note := shown.note(line):
+                    self._output.transcript("main", [note])
                 await self._output.line(line)
         except Exception as error:
             message = self._said[-1] if self._said else str(error)
@@ -179,6 +182,7 @@ class ClaudeDriver:
     def _sdk_options(self, options: Mapping[str, Any], transcript: Entries) -> sdk.ClaudeAgentOptions:
         """Read the runtime's options; camelCase names as in `_OPTIONS`. Raises `DriverError`."""
         _check(options)
+        mirror = _Mirror(self._output, transcript)
         prompt = SystemPromptPreset(type="preset", preset="claude_code")
         if instructions := options.get("instructions"):
             prompt["append"] = instructions
@@ -192,8 +196,8 @@ class ClaudeDriver:
             agents=_subagents(options.get("subagents") or {}),
             max_turns=options.get("maxTurns"),
             max_budget_usd=options.get("maxBudgetUsd"),
-            resume=options.get("resume"),
-            session_store=cast("sdk.SessionStore", _Mirror(self._output, transcript)),
+            resume=mirror.resumable(options.get("resume")),
+            session_store=cast("sdk.SessionStore", mirror),
             session_store_flush="eager",
             # Nothing that lies in the workspace may configure the agent: its hooks would run here.
             setting_sources=[],
@@ -264,12 +268,22 @@ class _ClientProcess:
 class _Mirror:
     """The SDK's session store: entries go out as they are written, and come back when resuming.
 
-    The project key is ignored: it derives from the directory, which may be another one next time.
+    The project key is ignored: it derives from the directory, which may be another one next time. All
+    of the agent's sessions are under one key, in the order in which they were written: `/clear` begins
+    a new one. An entry tells whose it is, and only those of the resumed session come back.
     """
 
     def __init__(self, output: Output, transcript: Entries) -> None:
         self._output = output
         self._transcript = transcript
+
+    def resumable(self, session_id: str | None) -> str | None:
+        """The session, or None where `/clear` began it and nothing was said in it: it begins once more.
+
+        The agent refuses to resume a session in which nothing was said.
+        """
+        said = [entry for entry in self._transcript.get("main", ()) if entry.get("type") in _SAID]
+        return session_id if not said or any(_is_of(session_id, entry) for entry in said) else None
 
     async def append(self, key: Mapping[str, str], entries: Sequence[dict[str, Any]]) -> None:
         """Called by the SDK in order, shortly after the agent wrote the entries itself."""
@@ -277,12 +291,24 @@ class _Mirror:
 
     async def load(self, key: Mapping[str, str]) -> list[dict[str, Any]] | None:
         """Called by the SDK before the agent is started with `resume`."""
-        entries = self._transcript.get(key.get("subpath") or "main")
-        return list(entries) if entries else None
+        return self._of(key["session_id"], key.get("subpath") or "main") or None
 
-    async def list_subkeys(self, _key: Mapping[str, str]) -> list[str]:
+    async def list_subkeys(self, key: Mapping[str, str]) -> list[str]:
         """The threads beside the main one."""
-        return [key for key in self._transcript if key != "main"]
+        threads = [thread for thread in self._transcript if thread != "main"]
+        return [thread for thread in threads if self._of(key["session_id"], thread)]
+
+    def _of(self, session_id: str, thread: str) -> list[dict[str, Any]]:
+        """What the agent itself wrote of a session."""
+        entries = self._transcript.get(thread, ())
+        return [entry for entry in entries if _is_of(session_id, entry) and entry.get("type") != NOTE]
+
+
+_SAID: Final = frozenset({"user", "assistant"})
+
+
+def _is_of(session_id: str | None, entry: Mapping[str, Any]) -> bool:
+    return session_id == entry.get("sessionId", session_id)
 
 
 _OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {

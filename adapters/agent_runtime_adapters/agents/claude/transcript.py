@@ -3,7 +3,7 @@
 Each entry is turned into the native line that was printed when it was written, and goes the way of
 a live line through `translate`; that is why live equals rest. Only three things are found here and
 not there: what the user said (live, the session knows that), where a child's thread belongs, and
-when it ended.
+when it ended. In which order entries are read is up to `threads`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any, Final
 from agent_runtime.blocks import MAIN, Block, Content, ImagePart, ImageSource, TextPart, UserMessage
 from agent_runtime.conversation import Conversation
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate
-from agent_runtime_adapters.agents.claude.lines import Json, ident, mapping, moment, objects, text
+from agent_runtime_adapters.agents.claude.lines import Json, ident, mapping, objects, text
 from agent_runtime_adapters.agents.claude.notices import is_interruption, is_local_output
 from agent_runtime_adapters.agents.claude.subagents import TOOL_NAMES
+from agent_runtime_adapters.agents.claude.threads import Threads
 from agent_runtime_adapters.agents.claude.tools import final_status
 from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator
 
@@ -41,15 +42,15 @@ _ENDS: Final = {"success": "completed", "error": "failed"}
 
 
 def read_transcript(transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:
-    """The blocks of a stored transcript (key to entries), a child's right after its own block.
+    """The blocks of a stored transcript (key to entries), in the order in which they were first shown.
 
     Entries that make no sense are passed over. Tool calls that were never answered are cancelled,
     as the runtime does it when a turn ends.
     """
     reader = _Reader(transcript)
-    reader.thread(MAIN, 0)
+    reader.read(MAIN)
     for agent_id in reader.unclaimed():
-        reader.thread(agent_id, 0)
+        reader.read(agent_id)
     return reader.blocks()
 
 
@@ -64,7 +65,9 @@ class _Reader:
         }
         self._agents = dict(_told_agents(self._threads.values()))
         self._prompted = _prompted(self._threads)
-        self._claimed = {MAIN}
+        self._order = Threads(self._threads)
+        self._depths = {MAIN: 0}
+        self._late: dict[str, list[Json]] = {}
         self._calls: dict[str, str] = {}
         self._translator = ClaudeTranslator()
         self._conversation = Conversation()
@@ -78,26 +81,32 @@ class _Reader:
     def unclaimed(self) -> Iterator[str]:
         """Children that no call led to, while there are any."""
         for agent_id in self._threads:
-            if agent_id not in self._claimed:
+            if agent_id not in self._depths:
                 yield agent_id
 
-    def thread(self, agent_id: str, depth: int) -> None:
-        """Read one conversation, and at each call that started a child, the child's."""
-        self._claimed.add(agent_id)
-        for entry in self._threads.get(agent_id, ()):
-            self._at = moment(entry.get("timestamp"), self._at)
-            match entry.get("type"):
-                case "assistant":
-                    self._feed(_assistant_line(entry, agent_id))
-                    self._start_children(entry, agent_id, depth)
-                case "user":
-                    self._user(entry, agent_id)
-                case "system":
-                    self._feed(_system_line(entry))
-                case "attachment":
-                    self._steered(mapping(entry.get("attachment")), agent_id)
-                case "queue-operation" if entry.get("operation") == "enqueue":
-                    self._notified(text(entry.get("content")))
+    def read(self, agent_id: str) -> None:
+        """Read one conversation, and from each call on that started a child, the child's with it."""
+        self._depths[agent_id] = 0
+        self._order.join(agent_id, 0)
+        for thread_id, entry, at, names in self._order:
+            self._at = at
+            self._entry(entry, thread_id)
+            for line in [line for name in names for line in self._late.pop(name, ())]:
+                self._start_child(line)
+
+    def _entry(self, entry: Json, agent_id: str) -> None:
+        match entry.get("type"):
+            case "assistant":
+                self._feed(_assistant_line(entry, agent_id))
+                self._start_children(entry, agent_id)
+            case "user":
+                self._user(entry, agent_id)
+            case "system":
+                self._feed(_system_line(entry))
+            case "attachment":
+                self._steered(mapping(entry.get("attachment")), agent_id)
+            case "queue-operation" if entry.get("operation") == "enqueue":
+                self._notified(text(entry.get("content")))
 
     def _user(self, entry: Json, agent_id: str) -> None:
         content = mapping(entry.get("message")).get("content")
@@ -114,18 +123,26 @@ class _Reader:
             self._settle(everything=False)
             self._say(ident(entry.get("uuid")), _asked(said, content))
 
-    def _start_children(self, entry: Json, agent_id: str, depth: int) -> None:
+    def _start_children(self, entry: Json, agent_id: str) -> None:
         for call in objects(mapping(entry.get("message")).get("content")):
             tool_use_id, asked = ident(call.get("id")), mapping(call.get("input"))
             called = call.get("type") == "tool_use" and ident(call.get("name")) in TOOL_NAMES
             if not called or tool_use_id is None:
                 continue
             child = self._agents.get(tool_use_id) or self._by_prompt(text(asked.get("prompt")))
-            if child is None or child in self._claimed or depth >= _DEEPEST:
+            depth = self._depths[agent_id] + 1
+            if child is None or child in self._depths or depth > _DEEPEST:
                 continue
-            self._calls[tool_use_id] = child
-            self._feed(_task_line(child, tool_use_id, agent_id, asked))
-            self.thread(child, depth + 1)
+            self._calls[tool_use_id], self._depths[child] = child, depth
+            line = _task_line(child, tool_use_id, agent_id, asked)
+            if (later := self._order.waits_for(child)) is not None:
+                self._late.setdefault(later, []).append(line)
+            else:
+                self._start_child(line)
+
+    def _start_child(self, task: Json) -> None:
+        self._feed(task)
+        self._order.join(task["task_id"], self._depths[task["task_id"]])
 
     def _end_children(self, line: Json, content: object) -> None:
         for part in objects(content):
@@ -151,7 +168,7 @@ class _Reader:
     def _by_prompt(self, prompt: str) -> str | None:
         """The first child that nothing claimed yet and that began with these words."""
         waiting = self._prompted.get(prompt, [])
-        while waiting and waiting[0] in self._claimed:
+        while waiting and waiting[0] in self._depths:
             waiting.pop(0)
         return waiting[0] if waiting else None
 

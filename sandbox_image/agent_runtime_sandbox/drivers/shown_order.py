@@ -1,0 +1,86 @@
+"""In which order the Claude agent's blocks were shown, where its transcript has another one.
+
+The agent writes a block down when it is whole, but shows it from its beginning on: what came in
+between stands before it in the transcript and after it on every screen. The transcript does not tell
+when a text began, so that is noted from the lines, as entries among the agent's own; they are left out
+when the conversation is given back to it. Only bookkeeping; whoever reads a transcript as blocks needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+NOTE: Final = "shown-order"
+"""The `type` of such an entry: `{type, sessionId, later, than}`.
+
+`later` is the uuid of an entry or the id of a subagent, `than` what was shown just before it: a
+block (`message id:index`) or the uuid of an entry.
+"""
+_MAIN: Final = ""
+_MAX_CONVERSATIONS: Final = 200
+
+
+class ShownOrder:
+    """Follows the lines of one agent process."""
+
+    def __init__(self) -> None:
+        self._message: object = None
+        self._open: str | None = None
+        self._newest: dict[str, tuple[str, object]] = {}
+
+    def note(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Read a native line; an entry for the transcript where it is shown out of the written order."""
+        match line.get("type"):
+            case "stream_event" if line.get("parent_tool_use_id") is None:
+                self._streamed(_mapping(line.get("event")))
+            case "assistant" | "user":
+                return self._whole(line)
+            case "system" if line.get("subtype") == "task_started":
+                return self._child(line)
+            case "result":
+                self._open = None
+        return None
+
+    def _streamed(self, event: Mapping[str, Any]) -> None:
+        match event.get("type"):
+            case "message_start":
+                self._message, self._open = _mapping(event.get("message")).get("id"), None
+            case "content_block_start":
+                self._open = f"{self._message}:{event.get('index')}"
+                self._newest[_MAIN] = self._open, _mapping(event.get("content_block")).get("id")
+            case "message_stop":
+                self._open = None
+
+    def _whole(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
+        message, uuid = _mapping(line.get("message")), line.get("uuid")
+        in_main = line.get("parent_tool_use_id") is None
+        if in_main and self._open is not None and message.get("id") == self._message:
+            self._open = None
+            return None
+        conversation = _MAIN if in_main else line.get("agent_id")
+        if isinstance(uuid, str) and isinstance(conversation, str):
+            content = message.get("content")
+            parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+            self._remember(conversation, uuid, parts[-1].get("id") if parts else None)
+        return None if self._open is None else _note(line, uuid, self._open)
+
+    def _child(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
+        newest = self._newest.get(line.get("parent_task_id") or _MAIN)
+        if newest is None or newest[1] == line.get("tool_use_id"):
+            return None  # right after its call, as everybody would think
+        return _note(line, line.get("task_id"), newest[0])
+
+    def _remember(self, conversation: str, uuid: str, call: object) -> None:
+        self._newest.pop(conversation, None)
+        while len(self._newest) >= _MAX_CONVERSATIONS:
+            del self._newest[next(iter(self._newest))]
+        self._newest[conversation] = uuid, call
+
+
+def _note(line: Mapping[str, Any], later: object, than: str) -> dict[str, Any]:
+    return {"type": NOTE, "sessionId": line.get("session_id"), "later": later, "than": than}
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
