@@ -139,6 +139,11 @@ class Loaded:
         """The session, if it is in memory."""
         return self._sessions.get(session_id)
 
+    def holds(self, sandbox_id: str) -> bool:
+        """Whether a session in memory has this sandbox."""
+        held = (session.shown().runtime.sandbox for session in self._sessions.values())
+        return any(sandbox is not None and sandbox.sandbox_id == sandbox_id for sandbox in held)
+
     def fault(self) -> PersistenceFault | None:
         """Why the store does not take what some session has to save; None while it does."""
         faults = (session.recorder.fault for session in self._sessions.values())

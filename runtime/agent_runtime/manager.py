@@ -14,7 +14,6 @@ on calls `stop_all` before.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -30,28 +29,26 @@ from agent_runtime.changes import Changes, SessionChange
 from agent_runtime.clock import now
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
-from agent_runtime.errors import Conflict, NotFound, PersistenceFault, RuntimeFault
+from agent_runtime.errors import Conflict, NotFound
 from agent_runtime.loading import Loaded
 from agent_runtime.ports import Principal
 from agent_runtime.profile import AgentProfile, FileRules
+from agent_runtime.readiness import Readiness, ReadinessProbe
 from agent_runtime.records import (
     ClientSession,
     Phase,
     RuntimeStatus,
-    SandboxRef,
     SessionRecord,
     Turn,
     TurnError,
     WorkspaceFile,
 )
 from agent_runtime.session import AgentSession, SendReceipt, WhenBusy
+from agent_runtime.takeover import Takeover
 from agent_runtime.workspace import check_tree, file_of, safe_path
 
 _log = structlog.get_logger(__name__)
 
-_PROBE_S: Final = 2.0
-"""For the store to answer when somebody asks whether we are ready."""
-_ASK_AGAIN_S: Final = 0.5
 _REPEATABLE: Final = uuid.UUID("6f6e9b0a-5d0e-4a51-9a0c-7d1f6c1c2d11")
 """Namespace of session ids made from an idempotency key: the same owner and key give the same id."""
 
@@ -70,14 +67,6 @@ class NewSession:
     idempotency_key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """Whether new work can be taken, and each part's own word on it (JSON values)."""
-
-    ok: bool
-    parts: dict[str, dict[str, object]]
-
-
 class SessionManager:
     """See the module. `open` first; nothing after `close`."""
 
@@ -89,6 +78,8 @@ class SessionManager:
         self._changes = Changes()
         self._closed = False
         self._loaded = Loaded(config, profile=self.profile, on_change=self._changed)
+        self._takeover = Takeover(config, self._loaded)
+        self._readiness = ReadinessProbe(config, self._loaded)
         self._viewers: Counter[str] = Counter()
 
     async def open(self) -> None:
@@ -100,8 +91,7 @@ class SessionManager:
         try:
             await self._persistence.open()
             await self._loaded.open()
-            living = await self._config.sandboxes.list(self._config.runtime_id)
-            self._loaded.spawn(self._take_up(living))
+            await self._takeover.begin()
             self._loaded.spawn(
                 self._loaded.put_away_idle(self._config.session_idle_timeout_s, viewed=self._is_viewed)
             )
@@ -115,8 +105,7 @@ class SessionManager:
     async def stop_all(self) -> None:
         """End all sandboxes, and turns under way with `runtime_stopped`; only `close` may follow."""
         await self._loaded.stop_all(_STOPPED)
-        for ref in await self._config.sandboxes.list(self._config.runtime_id):
-            await self._end_leftover(ref)
+        await self._takeover.end_all()
 
     async def close(self) -> None:
         """See the module. Idempotent."""
@@ -360,31 +349,7 @@ class SessionManager:
 
     async def readiness(self) -> Readiness:
         """Whether store and sandboxes work."""
-        capabilities = await self._config.sandboxes.probe()
-        fault = await self._store_fault()
-        parts: dict[str, dict[str, object]] = {
-            "persistence": {"ok": True} if fault is None else {"ok": False, "reason": fault},
-            "sandboxes": {
-                "ok": capabilities.available,
-                "provider": capabilities.provider,
-                "isolation": capabilities.isolation,
-                "reasons": list(capabilities.reasons),
-            },
-        }
-        return Readiness(all(part["ok"] for part in parts.values()) and not self._loaded.closing, parts)
-
-    async def _store_fault(self) -> str | None:
-        """Why the store does not work; None while it does."""
-        try:
-            async with asyncio.timeout(_PROBE_S):
-                await self._persistence.load_session("")
-        except TimeoutError:
-            return "The store does not answer."
-        except PersistenceFault as fault:
-            return fault.detail
-        refused = self._loaded.fault()
-        self._loaded.try_again()
-        return None if refused is None else refused.detail
+        return await self._readiness.ask()
 
     async def _record(self, principal: Principal, session_id: str) -> SessionRecord:
         """The principal's own session, from memory where it is loaded. Raises `NotFound`."""
@@ -410,33 +375,6 @@ class SessionManager:
             if files and (made or not await self._persistence.load_manifest(record.session_id)):
                 await self._persistence.save_files(record.session_id, files)
             return made
-
-    async def _take_up(self, living: tuple[SandboxRef, ...]) -> None:
-        """What an earlier process of this runtime left, `living` being the sandboxes from before us."""
-        unfinished = await self._unfinished()
-        known = {record.sandbox.sandbox_id for record in unfinished if record.sandbox is not None}
-        for record in unfinished:
-            self._loaded.spawn(self._loaded.load_again(record.session_id))
-        for ref in living:
-            if ref.sandbox_id not in known:
-                self._loaded.spawn(self._end_leftover(ref))
-
-    async def _unfinished(self) -> tuple[SessionRecord, ...]:
-        """Ask until the store answers: it may be a moment later than we are."""
-        while True:
-            try:
-                return await self._persistence.unfinished_sessions()
-            except PersistenceFault as fault:
-                _log.warning("unfinished_sessions_not_known", code=fault.code, reason=fault.detail)
-            await asyncio.sleep(_ASK_AGAIN_S)
-
-    async def _end_leftover(self, ref: SandboxRef) -> None:
-        """A sandbox whose wake was not over: its session does not know it."""
-        try:
-            sandbox = await self._config.sandboxes.attach(ref)
-            await sandbox.stop()
-        except RuntimeFault as fault:
-            _log.warning("leftover_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
 
     def _shown(self, record: SessionRecord) -> ClientSession:
         loaded = self._loaded.find(record.session_id)

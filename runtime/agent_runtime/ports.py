@@ -66,6 +66,12 @@ class PersistenceAdapter(Protocol):
     async def close(self) -> None:
         """Release everything. Called once, after the last call; calling it twice is harmless."""
 
+    async def check(self) -> None:
+        """Write something that changes nothing, durably, or raise `PersistenceFault`.
+
+        `/ready` stands on it: a store that can be read and not written (a full disk) is not ready.
+        """
+
     async def create_session(self, record: SessionRecord) -> None:
         """Store a new session. Raises `Conflict` (code `already_exists`) where the id is taken."""
 

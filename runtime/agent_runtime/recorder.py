@@ -308,6 +308,7 @@ class Recorder:
                 await self._pause(delay)
         finally:
             self.fault = None  # also when given up: whoever writes next finds out for himself
+            self.relieved()
 
     def _next_delay(self, delay: float, fault: PersistenceFault) -> float:
         """Twice as long each time; what no patience heals is tried rarely, and said louder."""

@@ -50,6 +50,8 @@ _BACKLOG_BYTES: Final = 32 * _MIB
 _MOST_BACKLOG_BYTES: Final = 512 * _MIB
 """While the session acts, reading cannot pause: replies come the same way. No honest runner says so
 much without an acknowledgement; one that does is cut off."""
+_UNSAVED_BYTES: Final = 64 * _MIB
+"""What may wait in memory for a store that does not answer."""
 _ACKNOWLEDGE_BYTES: Final = 16 * _MIB
 """Far below what a runner's journal takes before it holds its agent back."""
 _LINES_AT_ONCE: Final = 256
@@ -246,10 +248,15 @@ class RunnerFeed:
         backlog = self._link.received - self._received_when_drained if self._lines else 0
         if backlog > _MOST_BACKLOG_BYTES:
             raise SandboxFault("The agent says more than can be kept.", code="sandbox_lost")
-        if (backlog > _BACKLOG_BYTES or self._recorder.full) and not self._reporting:
+        if (backlog > _BACKLOG_BYTES or self._is_full()) and not self._reporting:
             self._may_read.clear()
         else:
             self._may_read.set()
+
+    def _is_full(self) -> bool:
+        """Whether so much waits for the store that the journal, on disk, must hold the rest."""
+        waiting = self._link.received - self._received_when_acknowledged
+        return self._recorder.full or (self._recorder.failing and waiting > _UNSAVED_BYTES)
 
     def _go_on(self) -> None:
         with suppress(SandboxFault):  # the reader finds out by itself

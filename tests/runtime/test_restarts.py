@@ -138,6 +138,33 @@ async def test_while_the_store_is_down_the_end_waits_and_nothing_is_lost() -> No
         await it.send(session_id, "more")
 
 
+async def test_while_the_store_is_down_memory_is_bounded_and_the_sandbox_keeps_the_rest() -> None:
+    async def script(stage: Stage) -> None:
+        for number in range(60):
+            stage.text(f"{number}", "x" * (1 << 20))  # of which two MiB go over the link
+            await asyncio.sleep(0)
+        stage.rest()
+        said.set()
+
+    said = asyncio.Event()
+    async with world(script) as it:
+        session_id = await it.new()
+        it.store.only, it.store.down = {"save_blocks"}, True
+        await it.send(session_id, "talk")
+        await said.wait()
+        link = it.manager._loaded.find(session_id)._holder.attached.link
+        await eventually(lambda: link.received > 64 << 20, within=30)
+        for _ in range(20):
+            await others_get_on()
+        assert link.received < 70 << 20
+        it.store.down = False
+        async with asyncio.timeout(30):
+            while (await it.turns(session_id))[0].status is not TurnStatus.COMPLETED:
+                await asyncio.sleep(0.01)
+        page = await it.store.load_blocks(session_id, limit=200)
+        assert [len(each.block.content) for each in page.blocks[1:]] == [1 << 20] * 60
+
+
 async def test_a_message_that_the_store_took_without_saying_so_runs_when_it_is_sent_again() -> None:
     async with world() as it:
         session_id = await it.new()

@@ -92,6 +92,10 @@ class MemoryPersistence:
         """Answer no more."""
         self._open = False
 
+    async def check(self) -> None:
+        """Memory can be written as long as it is there."""
+        self._check_open()
+
     async def create_session(self, record: SessionRecord) -> None:
         """Store a new session. Raises `Conflict` (code `already_exists`) where the id is taken."""
         self._check_open()

@@ -37,7 +37,7 @@ from agent_runtime_adapters.sandboxes.processes import ProcessMark, boot_id, own
 FIRST_UID: Final = 200_001
 """Uids from here on are given to sandboxes, one each, when the runtime is root."""
 STARTING_FOR: Final = timedelta(minutes=2)
-"""A record whose sandbox did not come up within this time is a leftover of a crash."""
+"""A record whose sandbox did not come up within this time is a leftover, even where its maker lives."""
 
 _SANDBOX_ID: Final = re.compile(r"sb-[0-9a-f]{16}\Z")
 _REMOVED: Final = ".removed-"
@@ -47,7 +47,8 @@ class Record(Frozen):
     """What is kept of a sandbox. `keeper` is the process whose end is the end of all of it.
 
     `inner` is the sandbox's own first process, where there is one besides the keeper; it is absent
-    until the sandbox is up. `uid` is absent where the sandbox runs as the runtime's own user.
+    until the sandbox is up. `uid` is absent where the sandbox runs as the runtime's own user. `maker`
+    is the process that creates it: what that leaves half made stays half made.
     """
 
     sandbox_id: str
@@ -58,6 +59,7 @@ class Record(Frozen):
     created: datetime
     boot: str
     uid: int | None = None
+    maker: ProcessMark | None = None
     keeper: ProcessMark | None = None
     inner: ProcessMark | None = None
 
@@ -79,8 +81,10 @@ class Record(Frozen):
 
     def starting(self) -> bool:
         """Whether it may yet come up."""
-        fresh = datetime.now(UTC) - self.created < STARTING_FOR
-        return self.boot == boot_id() and self.inner is None and fresh
+        if self.boot != boot_id() or self.inner is not None:
+            return False
+        made_still = self.maker is None or self.maker.running()
+        return made_still and datetime.now(UTC) - self.created < STARTING_FOR
 
 
 def new_sandbox_id() -> str:
@@ -113,6 +117,7 @@ class Registry:
                 session_id=spec.session_id,
                 created=datetime.now(UTC),
                 boot=boot_id(),
+                maker=ProcessMark.of(os.getpid()),
                 uid=self._free_uid() if own_uid else None,
             )
             folder = self.folder(record.sandbox_id)

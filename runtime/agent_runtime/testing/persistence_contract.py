@@ -47,6 +47,17 @@ class PersistenceContract(
         assert await store.load_profile("nobody") is None
 
     @story
+    async def test_a_check_changes_nothing_and_may_be_made_at_any_time(
+        self, store: PersistenceAdapter
+    ) -> None:
+        """Beside other writes too."""
+        await store.create_session(samples.session(SID))
+        await asyncio.gather(*(store.check() for _ in range(10)), store.save_files(SID, [samples.file()]))
+        await store.check()
+        assert await store.load_session(SID) == samples.session(SID)
+        assert await store.load_file(SID, "a.txt") == samples.file()
+
+    @story
     async def test_nothing_is_saved_for_an_unknown_session(self, store: PersistenceAdapter) -> None:
         """So a deleted session cannot come back by a late write."""
         code = "session_not_found"

@@ -17,7 +17,7 @@ from typing import Final
 from aiohttp import web
 
 from agent_runtime.errors import RuntimeFault
-from agent_runtime.manager import Readiness
+from agent_runtime.readiness import Readiness
 from agent_runtime.transport import answers, openapi
 from agent_runtime.transport.call import Call, json_response
 from agent_runtime.transport.guard import Perform

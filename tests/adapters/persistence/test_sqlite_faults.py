@@ -44,6 +44,7 @@ async def nothing_goes(store: SqlitePersistence, sentence: str) -> None:
     await refused(store.load_session(SID), sentence)
     await refused(store.save_turn(SID, samples.turn(7)), sentence)
     await refused(store.unfinished_sessions(), sentence)
+    await refused(store.check(), sentence)
 
 
 def all_files(path: Path) -> list[Path]:
@@ -171,7 +172,9 @@ async def test_a_lock_that_is_held_for_long_is_a_fault_of_writes_and_not_of_read
                 for number in range(20):
                     group.create_task(refused(store.save_turn(SID, samples.turn(number)), "locked"))
                 assert await store.load_session(SID) == samples.session(SID)
+            await refused(store.check(), "locked")
             holder.execute("ROLLBACK")
+        await store.check()
         await store.save_turn(SID, samples.turn(0))
         assert await store.load_turns(SID, limit=9) == (samples.turn(0),)
 
@@ -181,6 +184,7 @@ async def test_a_database_that_may_only_be_read_says_so(tmp_path: Path) -> None:
         assert store._writer is not None
         await store._writer.write(lambda db: db.execute("PRAGMA query_only = ON"))
         await refused(store.save_turn(SID, samples.turn()), "may not be written", retryable=False)
+        await refused(store.check(), "may not be written", retryable=False)
         assert await store.load_session(SID) == samples.session(SID)
 
 

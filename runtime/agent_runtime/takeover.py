@@ -1,0 +1,90 @@
+"""Takeover: what an earlier process of this runtime left is taken up; no sandbox stays that nobody knows.
+
+A sandbox is known by the record of its session, from the moment when its agent waits. At a start the
+sessions with something unfinished are loaded, which goes on in their sandboxes (`session`), and other
+sandboxes with this runtime's label are ended; later on so is whatever turns up unknown and is too old
+to be on its way. Who wants nothing to go on ends them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from agent_runtime.clock import now
+from agent_runtime.config import RuntimeConfig
+from agent_runtime.errors import PersistenceFault, RuntimeFault
+from agent_runtime.loading import Loaded
+from agent_runtime.records import SandboxRef, SessionRecord
+
+_log = structlog.get_logger(__name__)
+
+_ASK_AGAIN_S: Final = 0.5
+_REAP_S: Final = 60.0
+"""How often sandboxes are compared with sessions, after the start."""
+_SPARED_S: Final = 30.0
+"""Beyond the time for a wake: until then a sandbox may be on its way to its record."""
+
+
+class Takeover:
+    """The sandboxes of one runtime, seen from outside of the sessions."""
+
+    def __init__(self, config: RuntimeConfig, loaded: Loaded) -> None:
+        self._config = config
+        self._loaded = loaded
+
+    async def begin(self) -> None:
+        """Look what is there, before there is anything new; the rest happens in the background."""
+        living = await self._config.sandboxes.list(self._config.runtime_id)
+        self._loaded.spawn(self._run(living))
+
+    async def end_all(self) -> None:
+        """End every sandbox that is left."""
+        for ref in await self._config.sandboxes.list(self._config.runtime_id):
+            await self._end(ref)
+
+    async def _run(self, living: tuple[SandboxRef, ...]) -> None:
+        unfinished = await self._unfinished()
+        for record in unfinished:
+            self._loaded.spawn(self._loaded.load_again(record.session_id))
+        await self._end_unknown(living, unfinished)
+        while True:
+            await asyncio.sleep(_REAP_S)
+            await self._reap()
+
+    async def _reap(self) -> None:
+        young = now() - timedelta(seconds=self._config.wake_timeout_s + _SPARED_S)
+        try:
+            living = await self._config.sandboxes.list(self._config.runtime_id)
+        except RuntimeFault as fault:
+            _log.warning("sandboxes_not_known", code=fault.code)
+            return
+        old = tuple(ref for ref in living if ref.started_at < young)
+        if old:
+            await self._end_unknown(old, await self._unfinished())
+
+    async def _end_unknown(self, refs: tuple[SandboxRef, ...], records: tuple[SessionRecord, ...]) -> None:
+        known = {record.sandbox.sandbox_id for record in records if record.sandbox is not None}
+        for ref in refs:
+            if ref.sandbox_id not in known and not self._loaded.holds(ref.sandbox_id):
+                _log.warning("unknown_sandbox_ended", sandbox_id=ref.sandbox_id)
+                await self._end(ref)
+
+    async def _unfinished(self) -> tuple[SessionRecord, ...]:
+        """Ask until the store answers: it may be a moment later than we are."""
+        while True:
+            try:
+                return await self._config.persistence.unfinished_sessions()
+            except PersistenceFault as fault:
+                _log.warning("unfinished_sessions_not_known", code=fault.code, reason=fault.detail)
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _end(self, ref: SandboxRef) -> None:
+        try:
+            sandbox = await self._config.sandboxes.attach(ref)
+            await sandbox.stop()
+        except RuntimeFault as fault:
+            _log.warning("sandbox_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
