@@ -89,6 +89,14 @@ def test_what_never_came_up_is_given_up(tmp_path: Path) -> None:
     assert timedelta(seconds=60) < STARTING_FOR
 
 
+def test_what_was_half_made_when_its_maker_died_is_given_up_at_once(tmp_path: Path) -> None:
+    record = made(Registry(tmp_path))
+    with bystander() as maker:
+        half = record.model_copy(update={"maker": maker})
+        assert half.starting()
+    assert not half.starting()
+
+
 @needs_root
 def test_a_uid_is_not_given_twice_while_it_is_in_use(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
