@@ -21,8 +21,6 @@ CAUSES_OF = {
     "cancelled": {"interrupt", "stop"},
     "failed": {"kill-sandbox", "stop", "exit"},
 }
-STORE_WAS_AWAY = "persistence_unavailable"
-"""A wake that meets a store that is away fails the turns that wait for it."""
 
 
 async def wrong(story: Story) -> list[str]:
@@ -101,8 +99,6 @@ def _turns(story: Story, session: int) -> Iterator[str]:
         deeds = {deed.what for deed in story.deeds if deed.session == session and deed.at <= ended}
         if any(sent.said.order.fate == "exits" for sent in _sent(story, session)):
             deeds.add("exit")
-        if story.plan.rates["store"] and turn.get("error", {}).get("code") == STORE_WAS_AWAY:
-            continue
         if not deeds & CAUSES_OF[status]:
             why = f"{turn.get('error')}; done before: {sorted(deeds)}"
             yield f"{turn['messageId']} {status} without a cause: {why}"

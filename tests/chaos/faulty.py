@@ -17,8 +17,7 @@ from agent_runtime.records import SandboxRef
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_sandbox.frames import encode
 
-NEVER_BROKEN = {"open", "close", "unfinished_sessions"}
-"""A runtime that finds no store at its start ends: whoever started it starts it again."""
+NEVER_BROKEN = {"open", "close"}
 
 
 class Dice:

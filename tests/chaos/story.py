@@ -226,8 +226,6 @@ class Story:
                     sent.turn_id = ack["turnId"]
                 elif ack["error"]["code"] == "session_busy":
                     sent.refused = ack["error"]["code"]
-                elif "whenBusy" in ack["error"]["detail"]:
-                    sent.when_busy = "queue"  # not served yet
                 elif not ack["error"]["retryable"]:
                     raise Unwell(f"{said.order.message_id} was refused: {ack['error']}")
                 else:
