@@ -93,7 +93,8 @@ class Holder:
         bound_s = self._around.wake_timeout_s
         try:
             async with asyncio.timeout(bound_s):
-                profile = await self._profile(self._recorder.record.agent_profile_reference)
+                reference = self._recorder.record.agent_profile_reference
+                profile = await self._recorder.read(lambda: self._profile(reference), bound_s / 2)
                 if self.attached is not None:
                     link = self.attached.link
                     awake = await rouse(self._recorder, profile, self._around, link, say=self._say)
