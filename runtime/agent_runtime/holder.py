@@ -128,7 +128,7 @@ class Holder:
             checkpoint=self.attached.feed.beginning(),
             last_sandbox_id=ref.sandbox_id,
             restart_count=record.restart_count + (before is not None),
-            untold=what_was_lost(awake, self._around.file_rules.ignore) if before is not None else None,
+            untold=what_was_lost(awake, record.untold) if before is not None else None,
         )
         if before is not None:
             restored = WorkspaceRestored(
@@ -187,6 +187,11 @@ class Holder:
         if self.attached is not None and self._machine.state.phase not in _ON_THE_WAY:
             self.attached.feed.mute()
 
+    @property
+    def at_work(self) -> bool:
+        """Whether the agent has anything at work beside its turns."""
+        return self.attached is not None and self.attached.feed.at_work
+
     def status(self) -> SandboxStatus | None:
         """The sandbox as clients see it."""
         if self.attached is None:
@@ -210,7 +215,6 @@ class Holder:
                 watch_idleness(
                     self._machine,
                     feed,
-                    self._recorder,
                     agent_idle_s=self._around.agent_idle_s,
                     sandbox_idle_s=self._around.sandbox_idle_s,
                 ),

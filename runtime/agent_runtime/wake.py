@@ -11,7 +11,7 @@ wake is given up, nothing of the attempt is left. What happens afterwards is the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -72,11 +72,12 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Awake:
-    """What a wake leads to: files put back, files that the sandbox refused, the agent's options."""
+    """What a wake leads to: files put back and lost, folders that are not kept, the agent's options."""
 
     link: RunnerLink
     restored: int
     lost: tuple[str, ...]
+    ignored: tuple[str, ...]
     options: dict[str, Any]
 
 
@@ -89,6 +90,7 @@ async def wake(
     is stopped and the gateway closed before this returns.
     """
     session_id = recorder.session_id
+    rules = profile.rules(around.file_rules)
     sandbox: Sandbox | None = None
     link: RunnerLink | None = None
     try:
@@ -101,7 +103,7 @@ async def wake(
                 runtime_id=around.runtime_id,
                 gateway_socket=endpoint.socket,
                 orphan_timeout_s=around.orphan_timeout_s,
-                file_rules=profile.rules(around.file_rules),
+                file_rules=rules,
             )
         )
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
@@ -111,7 +113,7 @@ async def wake(
     except BaseException:
         await unhindered(_leave_nothing(session_id, sandbox, link, around))
         raise
-    return Awake(link, restored, lost, options)
+    return Awake(link, restored, lost, rules.ignore, options)
 
 
 async def rouse(
@@ -122,7 +124,7 @@ async def rouse(
     Raises `RuntimeFault`; the sandbox is left as it is.
     """
     await recorder.flush()
-    return Awake(link, 0, (), await _start_agent(recorder, profile, around, link, say))
+    return Awake(link, 0, (), (), await _start_agent(recorder, profile, around, link, say))
 
 
 async def find(record: SessionRecord, around: Surroundings) -> RunnerLink:
@@ -152,17 +154,23 @@ async def _start_agent(
     return options
 
 
-def what_was_lost(awake: Awake, ignored: Sequence[str]) -> str:
-    """What an agent has to know whose sandbox is another one than before."""
+def what_was_lost(awake: Awake, untold: str | None) -> str:
+    """What an agent has to know whose sandbox is another one than before.
+
+    `untold` is what it was to be told of an earlier one and has not heard: that holds as well.
+    """
+    if untold is not None and not awake.lost:
+        return untold
     lost = [f"- {path}" for path in awake.lost[:_PATHS_TOLD]]
     if len(awake.lost) > _PATHS_TOLD:
         lost.append(f"- and {len(awake.lost) - _PATHS_TOLD} more")
     told = [
+        *([untold] if untold is not None else []),
         "<system-reminder>",
         "Your sandbox was replaced by a new one since the last message.",
         f"{awake.restored} files of the workspace were put back as they were last saved.",
         "Running processes are gone, and so is whatever was outside of the workspace, or in folders of it",
-        f"that are not saved ({', '.join(ignored)}). Make again what you need.",
+        f"that are not saved ({', '.join(awake.ignored)}). Make again what you need.",
         *(["These files could not be put back:", *lost] if lost else []),
         "</system-reminder>",
     ]

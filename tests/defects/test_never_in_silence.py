@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 
 from agent_runtime.clock import now
+from agent_runtime.manager import NewSession
 from agent_runtime.ports import AgentIdentity
+from agent_runtime.profile import FileRules
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
 from agent_runtime_sandbox.frames import Frame
-from tests.runtime.world import ANNA, killed, runtime, world
+from tests.runtime.world import ANNA, PROFILE, killed, runtime, world
 
 
 class Hearing:
@@ -67,6 +69,35 @@ async def test_the_agent_is_told_once_that_its_sandbox_is_another_one_and_what_w
         blocks = (await it.store.load_blocks(session_id, limit=20)).blocks
         said = [each.block.content for each in blocks if each.block.type == "user_message"]
         assert said == ["make", "/compact", "go on", "and on"], "the note is not the user's"
+
+
+async def test_the_agent_is_told_which_folders_its_own_profile_leaves_out() -> None:
+    script = Hearing()
+    async with world(script) as it:
+        rules = FileRules(ignore=("scratch",))
+        own = PROFILE.model_copy(update={"profile_id": "own", "file_rules": rules})
+        await it.store.inner.save_profile(own)
+        session, _ = await it.manager.create_session(ANNA, NewSession("own", message="make"))
+        await it.ended(session.session_id, 1)
+        await it.manager.stop_session(ANNA, session.session_id)
+        await it.send(session.session_id, "go on")
+        await it.ended(session.session_id, 2)
+        assert "that are not saved (scratch)." in text_of(script.heard[-1])
+
+
+async def test_what_an_agent_was_not_told_of_one_sandbox_it_is_told_in_the_next() -> None:
+    script = Hearing()
+    async with world(script) as it:
+        session_id = await it.new(message="make")
+        await it.ended(session_id, 1)
+        await it.manager.stop_session(ANNA, session_id)
+        await it.manager.prewarm_session(ANNA, session_id)
+        await it.reaches(session_id, Phase.READY)
+        await it.manager.stop_session(ANNA, session_id)
+        await it.send(session_id, "go on")
+        await it.ended(session_id, 2)
+        assert "- large" in text_of(script.heard[-1])
+        assert text_of(script.heard[-1]).count("Your sandbox was replaced") == 1
 
 
 async def test_a_message_sent_ten_times_around_a_kill_is_one_turn_and_heard_once() -> None:
