@@ -1,4 +1,4 @@
-"""The whole system as an operator has it: `agent-runtime serve` as a process, real sandboxes below its folder.
+"""The whole system as an operator has it: `agent-runtime serve` as a process, sandboxes below its folder.
 
     async with house(folder, scripts=SCRIPTS) as it:
         async with it.life() as life:       a process, until the block ends or it is ended by a signal
@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,15 @@ class House:
         """The pids of a session's agent; one at most, if all is well. What it forks is not counted."""
         return [pid for pid in children(self.runner(session_id)) if program(pid) == AGENT]
 
+    def inside(self, session_id: str) -> dict[int, str]:
+        """All processes of a sandbox by pid, with the programs that they run."""
+        found = {pid: program(pid) for pid in family(self.runner(session_id))}
+        return {pid: name for pid, name in found.items() if name}
+
+    def journal(self, session_id: str) -> bytes:
+        """What the runner keeps for whoever attaches."""
+        return (self.workspace(session_id).parent / "journal").read_bytes()
+
     def native(self, session_id: str) -> list[dict[str, Any]]:
         """The agent's own record of the conversation, as it stands in its sandbox."""
         home = self.workspace(session_id).parent / "home"
@@ -174,6 +183,13 @@ def children(pid: int) -> list[int]:
         with suppress(OSError):
             found += [int(child) for child in file.read_text().split()]
     return found
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all that descend from it."""
+    yield pid
+    for child in children(pid):
+        yield from family(child)
 
 
 def program(pid: int) -> str:

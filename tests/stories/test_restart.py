@@ -6,33 +6,44 @@ what an agent makes that nobody disturbed, and what the agent itself remembers.
 """
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from agent_runtime.testing.scenarios import bash
-from agent_runtime.testing.script import Say, Script
+from agent_runtime.testing.script import Say, Script, Wait
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
 from tests.chaos.fold import Folded
-from tests.stories.process import House, Life, house, until
+from tests.stories.process import Life, house, program, until
 from tests.stories.test_main_job import essence, is_block
 from tests.stories.viewer import Viewer, get, new_session, viewing
+from tests.waiting import eventually
 
-STREAM = Say("The heron stands in the reeds and waits. " * 40, delay_s=0.03)
-LAST = Say("And that was the last word of it. " * 4, delay_s=0.03)
+STREAM = Say("The heron stands in the reeds and waits. " * 30, delay_s=0.02)
+LAST = Say("And that was the last word of it. " * 2, delay_s=0.03)
+
+ALONE = "Nobody was there when I said this."
+TERM_S = 4.0
+"""For a runtime to let go of what lives on."""
+INT_S = 10.0
+"""For a runtime to end an agent at work with its sandbox."""
+ORPHAN_S = 1.0
 
 
-def work(seconds: int) -> Any:
-    """A command that leaves a mark for each time that it runs."""
-    return bash(f"echo ran >> count; sleep {seconds}; echo late > late.txt; cat count", "Work")
+def work() -> Any:
+    """A command of a second that leaves a mark for each time that it runs."""
+    return bash("echo ran >> count; sleep 1; echo late > late.txt; cat count", "Work")
 
 
 SCRIPTS: dict[str, Script] = {
     "stream": [[STREAM]],
-    "work": [[Say("I begin."), work(2)], [Say("It is done.")]],
-    "long": [[STREAM, work(1)], [Say("Half of it."), work(1)], [LAST]],
+    "work": [[Say("I begin."), work()], [Say("It is done.")]],
+    "long": [[STREAM, work()], [Say("Half of it."), work()], [LAST]],
+    "alone": [[Wait(0.5), Say(ALONE)]],
+    "endless": [[bash("while true; do sleep 5; done", "Work for ever")]],
 }
 
 PROMPTS = {
@@ -117,6 +128,135 @@ async def run(life: Life, session_id: str, prompts: list[str]) -> None:
         await viewer.turns_ended(len(prompts))
 
 
+async def test_three_kills_in_one_turn_and_it_still_ends_once_and_whole(tmp_path: Path) -> None:
+    moments: list[Callable[[dict[str, Any]], bool]] = [
+        lambda event: event["type"] == "text_delta",
+        is_block("tool_use", "block_complete"),
+        lambda event: event["type"] == "block_complete" and event["block"].get("content") == LAST.text,
+    ]
+    async with house(tmp_path, scripts=SCRIPTS) as it:
+        folds, sessions, agents = {"only": Folded()}, dict[str, str](), []
+        for kill, moment in enumerate(moments):
+            async with it.life() as life:
+                if not sessions:
+                    sessions["only"] = await new_session(life)
+                async with following(life, sessions, folds) as viewers:
+                    if kill == 0:
+                        await viewers["only"].send(sessions["only"], "[[script:long]]", "long")
+                    await viewers["only"].until(moment)
+                    await life.end(signal.SIGKILL)
+            agents += it.agents(sessions["only"])
+        async with it.life() as life:
+            async with following(life, sessions, folds):
+                (turn,) = await all_ended(life, sessions["only"], 1)
+            stored = await blocks(life, sessions["only"])
+            ran = (it.workspace(sessions["only"]) / "count").read_text()
+            kept = await file(life, sessions["only"], "count")
+
+    assert turn["status"] == "completed"
+    assert len(agents) == 3
+    assert len(set(agents)) == 1
+    assert ran == kept == "ran\nran\n"
+    assert list(folds["only"].blocks.values()) == stored
+    assert [block.get("content", block.get("output")) for block in whole(stored)] == [
+        *("[[script:long]]", STREAM.text, None, "ran"),
+        *("Half of it.", None, "ran\nran", LAST.text),
+    ]
+
+
+async def test_a_message_sent_ten_times_around_a_kill_is_one_turn_and_the_model_hears_it_once(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, scripts=SCRIPTS) as it:
+        async with it.life() as life, AsyncExitStack() as stack:
+            session_id = await new_session(life)
+            viewers = [await stack.enter_async_context(viewing(life, session_id)) for _ in range(5)]
+            await viewers[0].send(session_id, "[[script:text]] before", "before")
+            await viewers[0].turns_ended(1)
+            os.kill(it.runner(session_id), signal.SIGSTOP)  # the agent cannot hear it yet
+            sends = [viewer.send(session_id, "[[script:text]] the heron", "same") for viewer in viewers * 2]
+            acks = await asyncio.gather(*sends)
+            await life.end(signal.SIGKILL)
+        os.kill(it.runner(session_id), signal.SIGCONT)
+        async with it.life() as life, viewing(life, session_id) as viewer:
+            acks.append(await viewer.send(session_id, "[[script:text]] the heron", "same"))
+            _, turn = await all_ended(life, session_id, 2)
+            said = [block["content"] for block in whole(await blocks(life, session_id))]
+        asked = [ask for ask in it.model.requests if "the heron" in str(ask.body)]
+
+    assert {ack["turnId"] for ack in acks} == {turn["turnId"]}
+    assert [ack["duplicate"] for ack in acks].count(False) == 1
+    assert turn["status"] == "completed"
+    assert len(said) == 4
+    assert said.count("[[script:text]] the heron") == 1
+    assert len(asked) == 1
+
+
+async def test_sigterm_leaves_the_agents_at_work_and_sigint_ends_them(tmp_path: Path) -> None:
+    async with house(tmp_path, scripts=SCRIPTS) as it:
+        async with it.life() as life:
+            working, ending = await new_session(life), await new_session(life)
+            async with viewing(life, working) as one, viewing(life, ending) as other:
+                await other.send(ending, "[[script:text]]", "before")
+                await other.turns_ended(1)
+                await one.send(working, "[[script:work]]", "work")
+                await one.until(is_block("tool_use", "block_complete"))
+                await other.send(ending, "[[script:alone]]", "alone")
+                await eventually(lambda: it.model.requests[-1].script == "alone")
+                os.kill(it.runner(ending), signal.SIGSTOP)  # what its agent says stays in a pipe
+                await eventually(lambda: ALONE in str(it.native(ending)))
+                took = await life.end(signal.SIGTERM)
+        assert life.process.returncode == 0
+        assert took < TERM_S
+        os.kill(it.runner(ending), signal.SIGCONT)
+        await eventually(lambda: it.journal(ending).count(b'"type":"result"'))
+        agents = it.agents(working), it.agents(ending)
+
+        async with it.life() as life:
+            (worked,) = await all_ended(life, working, 1)
+            _, ended = await all_ended(life, ending, 2)
+            assert [turn["status"] for turn in (worked, ended)] == ["completed", "completed"]
+            assert [block.get("content") for block in await blocks(life, ending)][-1] == ALONE
+            assert [block["type"] for block in whole(await blocks(life, working))] == [
+                *("user_message", "assistant_text", "tool_use", "tool_result", "assistant_text")
+            ]
+            assert (it.agents(working), it.agents(ending)) == agents
+            async with viewing(life, working) as one:
+                await one.send(working, "[[script:endless]]", "endless")
+                await one.until(is_block("tool_use", "block_complete"))
+                took = await life.end(signal.SIGINT)
+        assert life.process.returncode == 0
+        assert took < INT_S
+        assert it.sandboxes() == ()
+
+        async with it.life() as life:
+            _, broken_off = await all_ended(life, working, 2)
+            assert (broken_off["status"], broken_off["error"]["code"]) == ("failed", "runtime_stopped")
+            assert [block["type"] for block in await blocks(life, working)][-3:] == [
+                *("user_message", "tool_use", "tool_result")
+            ]
+
+
+async def test_agents_of_a_runtime_that_never_comes_back_end_by_themselves(tmp_path: Path) -> None:
+    async with house(tmp_path, scripts=SCRIPTS, orphanTimeoutS=ORPHAN_S) as it:
+        async with it.life() as life:
+            session_id = await new_session(life)
+            async with viewing(life, session_id) as viewer:
+                await viewer.send(session_id, "[[script:endless]]", "endless")
+                await viewer.until(is_block("tool_use", "block_complete"))
+                await eventually(lambda: "sleep" in it.inside(session_id).values())
+                inside = it.inside(session_id)
+                await life.end(signal.SIGKILL)
+        assert set(inside.values()) >= {"claude", "sleep"}
+        await eventually(lambda: not any(map(program, inside)), within=ORPHAN_S + 12)
+
+        async with it.life() as life:
+            (turn,) = await all_ended(life, session_id, 1)
+            await eventually(lambda: it.sandboxes() == ())
+            assert (turn["status"], turn["error"]["code"]) == ("failed", "sandbox_lost")
+            await run(life, session_id, ["[[script:text]] again"])
+
+
 @asynccontextmanager
 async def following(
     life: Life, sessions: dict[str, str], folds: dict[str, Folded]
@@ -147,6 +287,13 @@ async def all_ended(life: Life, session_id: str, count: int) -> list[dict[str, A
     found: list[dict[str, Any]] = await until(ended, within=30)
     assert len(found) == count
     return found
+
+
+async def file(life: Life, session_id: str, path: str) -> str:
+    """A file as it is kept."""
+    async with life.http.get(f"/api/sessions/{session_id}/files/{path}") as response:
+        assert response.status == 200
+        return await response.text()
 
 
 async def blocks(life: Life, session_id: str) -> list[dict[str, Any]]:
