@@ -166,11 +166,6 @@ class Conversation:
         """Whether any block is in the making."""
         return bool(self._open)
 
-    @property
-    def has_live_subagents(self) -> bool:
-        """Whether any subagent that is held still works."""
-        return any(subagent.status in _LIVE_SUBAGENT for subagent in self.subagents())
-
     def told_again(self) -> None:
         """All that was folded before has been told again: blocks are in their order of appearance."""
         self._gaps.clear()

@@ -1,8 +1,8 @@
 """Idle: when an agent, and then its sandbox, has had nothing to do for long enough.
 
-Nothing to do means: no turn is under way, the agent said nothing, no subagent works in the background,
-and nobody asked for anything. What follows is decided by `lifecycle`. Sessions that leave memory are
-the business of `loading`.
+Nothing to do means: no turn is under way, the agent said nothing, no subagent and no command of its own
+is at work in the background, and nobody asked for anything. What follows is decided by `lifecycle`.
+Sessions that leave memory are the business of `loading`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Final
 
 from agent_runtime import moves
 from agent_runtime.machine import Machine
-from agent_runtime.recorder import Recorder
 from agent_runtime.records import Phase
 from agent_runtime.runner_feed import RunnerFeed
 
@@ -20,7 +19,7 @@ _RESTING: Final = frozenset({Phase.READY, Phase.HIBERNATED})
 
 
 async def watch_idleness(
-    machine: Machine, feed: RunnerFeed, recorder: Recorder, *, agent_idle_s: float, sandbox_idle_s: float
+    machine: Machine, feed: RunnerFeed, *, agent_idle_s: float, sandbox_idle_s: float
 ) -> None:
     """Feed `AgentIdle` and `SandboxIdle` when they are due, asleep in between; ends with the sandbox.
 
@@ -33,7 +32,7 @@ async def watch_idleness(
         hibernated = machine.state.phase is Phase.HIBERNATED
         due_s = sandbox_idle_s if hibernated else min(agent_idle_s, sandbox_idle_s)
         quiet_s = 0.0
-        if machine.state.phase in _RESTING and not recorder.conversation.has_live_subagents:
+        if machine.state.phase in _RESTING and not feed.at_work:
             quiet_s = loop.time() - max(machine.moved_at, feed.heard_at)
         if quiet_s >= sandbox_idle_s:
             machine.feed(moves.SandboxIdle())

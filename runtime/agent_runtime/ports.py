@@ -367,6 +367,11 @@ class Translator(Protocol):
     fold to equal the blocks of `Agent.read_transcript` for the same run, ids and order included.
     """
 
+    @property
+    def at_work(self) -> int:
+        """How many things the agent has at work beside its turns: subagents, commands in the background."""
+        ...
+
     def translate(
         self, line: Mapping[str, Any], *, turn_id: str | None, at: datetime
     ) -> Sequence[Translated]:

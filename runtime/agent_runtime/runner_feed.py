@@ -18,17 +18,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
-import orjson
 import structlog
 
-from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event
 from agent_runtime.file_feed import FileFeed
-from agent_runtime.frozen import text_of
+from agent_runtime.incoming import exit_error, moment, storable_size, text
 from agent_runtime.ports import (
     AgentIdentity,
     AgentTookIn,
@@ -57,10 +54,6 @@ _ACKNOWLEDGE_BYTES: Final = 16 * _MIB
 _LINES_AT_ONCE: Final = 256
 """Native lines that are translated before the loop gets on with others."""
 _MAX_TRANSCRIPT_KEY: Final = 200
-_MAX_NESTING: Final = 200
-_ODD_ENTRY_BYTES: Final = 4096
-"""For what orjson refuses: numbers and strings that only Python knows."""
-_YEAR_3000: Final = 32_503_680_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +144,11 @@ class RunnerFeed:
                 await self._files.fetch()
         except TimeoutError as error:
             raise SandboxFault("The files took too long.", code="sandbox_timeout") from error
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the agent has anything at work beside its turns."""
+        return self._translator.at_work > 0
 
     def mute(self) -> None:
         """Translate no more: what the agent still says belongs to no turn. Files go on."""
@@ -275,16 +273,16 @@ class RunnerFeed:
             case "transcript":
                 self._transcript(frame)
             case "stderr":
-                _log.info("agent_stderr", session_id=self._recorder.session_id, text=_text(frame, "text"))
+                _log.info("agent_stderr", session_id=self._recorder.session_id, text=text(frame, "text"))
             case "fault":
-                _log.warning("runner_fault", session_id=self._recorder.session_id, code=_text(frame, "code"))
+                _log.warning("runner_fault", session_id=self._recorder.session_id, code=text(frame, "code"))
                 if frame.get("code") == "too_many_files":
                     await self._files.left_out(frame)
 
     def _transcript(self, frame: Frame) -> None:
         key, entries = frame.get("key"), frame.get("entries")
         if isinstance(key, str) and 0 < len(key) <= _MAX_TRANSCRIPT_KEY and isinstance(entries, list):
-            kept = [(entry, size) for entry in entries if (size := _storable_size(entry)) is not None]
+            kept = [(entry, size) for entry in entries if (size := storable_size(entry)) is not None]
             self._grown.append((frame["o"], key, len(kept)))
             self._recorder.transcript_grew(
                 key, [entry for entry, _ in kept], size_bytes=sum(size for _, size in kept)
@@ -341,55 +339,12 @@ class RunnerFeed:
 
     def _line(self, frame: Frame) -> Sequence[Event | Heard]:
         if frame["k"] == "exit":
-            return () if frame.get("reason") == "closed" else (AgentGone(_exit_error(frame)),)
+            return () if frame.get("reason") == "closed" else (AgentGone(exit_error(frame)),)
         line = frame.get("line")
         if not isinstance(line, dict):
             return ()
-        moment = _moment(frame.get("t"))
         try:
-            return self._translator.translate(line, turn_id=self._turn_id(), at=moment)
+            return self._translator.translate(line, turn_id=self._turn_id(), at=moment(frame.get("t")))
         except Exception:  # a translator's defect must not cost the files of the workspace
             _log.exception("line_not_translated", session_id=self._recorder.session_id)
             return (AgentGone(UNEXPECTED),)
-
-
-def _moment(seconds: object) -> datetime:
-    """The runner's own clock where it is believable, ours otherwise."""
-    if isinstance(seconds, int | float) and 0 <= seconds < _YEAR_3000:
-        return datetime.fromtimestamp(seconds, UTC)
-    return now()
-
-
-def _text(frame: Frame, name: str) -> str:
-    said = frame.get(name)
-    return text_of(said[:500]) if isinstance(said, str) else ""
-
-
-def _storable_size(entry: object) -> int | None:
-    """About how many bytes a store takes; None for what is no object or nested without end."""
-    if not isinstance(entry, dict):
-        return None
-    try:
-        return len(orjson.dumps(entry))  # it has a bound of its own, and is fast
-    except TypeError:
-        return _ODD_ENTRY_BYTES if _nesting(entry) <= _MAX_NESTING else None
-
-
-def _nesting(value: object) -> int:
-    """How deep a JSON value is, without recursion."""
-    depth, level = 0, [value]
-    while level and depth <= _MAX_NESTING:
-        depth += 1
-        inner: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner.extend(each.values())
-            elif isinstance(each, list):
-                inner.extend(each)
-        level = inner
-    return depth
-
-
-def _exit_error(frame: Frame) -> TurnError:
-    reason = _text(frame, "message") or _text(frame, "reason") or "no reason given"
-    return TurnError(code="agent_failed", message=f"The agent's process ended: {reason}", retryable=True)

@@ -173,7 +173,7 @@ class AgentSession:
     def interrupt(self, turn_id: str | None) -> bool:
         """Ask the active turn (None) or a named one to end; whether there was anything to end."""
         before = self._machine.state
-        at_work = turn_id is None and self.recorder.conversation.has_live_subagents
+        at_work = turn_id is None and self._holder.at_work
         self._machine.feed(moves.InterruptWanted(turn_id))
         return self._machine.state != before or at_work
 

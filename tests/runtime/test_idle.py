@@ -3,9 +3,6 @@
 import asyncio
 from typing import Any
 
-from agent_runtime.blocks import Subagent, SubagentStatus
-from agent_runtime.clock import now
-from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate
 from agent_runtime.ports import AgentIdentity
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage, echo
@@ -67,21 +64,25 @@ async def test_an_idle_sandbox_is_put_away_after_its_files_are_stored() -> None:
         assert restored.restored_files == 2
 
 
-async def test_a_background_subagent_keeps_its_agent_awake() -> None:
-    child = Subagent(id="c", subagent_id="child", input={}, status=SubagentStatus.RUNNING, timestamp=now())
-
+async def test_what_works_in_the_background_keeps_its_agent_awake_over_a_restart_too() -> None:
     async def script(stage: Stage) -> None:
-        stage.tell(BlockStart(block=child), BlockComplete(block_id="c", block=child))
+        stage.line({"report": "at_work", "tasks": 1})
         stage.rest()
 
-    async with world(script, **SOON) as it:
-        session_id = await it.new(message="one")
-        await it.ended(session_id, 1)
-        await asyncio.sleep(0.2)  # four times as long as an idle agent is given
-        assert await it.phase(session_id) is Phase.READY
-        ended = BlockUpdate(block_id="c", updates={"status": "success"})
-        it.sandboxes.made[0].runner.stage().tell(ended)
-        await it.reaches(session_id, Phase.HIBERNATED)
+    store = MemoryPersistence()
+    async with ScriptedSandboxes(script) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True, **SOON) as it:
+            session_id = await it.new(message="one")
+            await it.ended(session_id, 1)
+            await asyncio.sleep(0.2)  # four times as long as an idle agent is given
+            assert await it.phase(session_id) is Phase.READY
+            await killed(it)
+        async with runtime(sandboxes, store, **SOON) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            await asyncio.sleep(0.2)
+            assert await it.phase(session_id) is Phase.READY
+            sandboxes.made[0].runner.stage().line({"report": "at_work", "tasks": 0})
+            await it.reaches(session_id, Phase.HIBERNATED)
 
 
 async def test_a_long_turn_is_not_idle() -> None:

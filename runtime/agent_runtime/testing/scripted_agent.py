@@ -58,10 +58,10 @@ class ScriptedAgent:
 
     def translator(
         self,
-        memory: Mapping[str, Any] | None = None,  # noqa: ARG002  each line stands for itself
+        memory: Mapping[str, Any] | None = None,
     ) -> ScriptedTranslator:
-        """A translator; it needs no memory."""
-        return ScriptedTranslator()
+        """A translator; of the past it knows only what is at work."""
+        return ScriptedTranslator(memory or {})
 
     def read_transcript(self, transcript: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Block, ...]:
         """The entries that are blocks, in order."""
@@ -73,7 +73,10 @@ class ScriptedAgent:
 
 
 class ScriptedTranslator:
-    """Implements `ports.Translator`."""
+    """Implements `ports.Translator`. A line `{"report": "at_work", "tasks": n}` sets `at_work`."""
+
+    def __init__(self, memory: Mapping[str, Any]) -> None:
+        self.at_work = int(memory.get("atWork", 0))
 
     def translate(
         self,
@@ -83,6 +86,8 @@ class ScriptedTranslator:
         at: datetime,  # noqa: ARG002  events bring their own times
     ) -> Sequence[Translated]:
         """The event or the report of a line; nothing where it holds neither."""
+        if line.get("report") == "at_work":
+            self.at_work = int(line["tasks"])
         if "report" in line:
             return _report(line)
         try:
@@ -95,8 +100,8 @@ class ScriptedTranslator:
         return (event.model_copy(update=changes),)
 
     def memory(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """What is at work."""
+        return {"atWork": self.at_work}
 
 
 def line_of(told: Translated) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class ScriptedAgent:
 
     architecture = "claude-agent-sdk"
     steers = True
+    at_work = 0
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := options.keys() - OPTIONS:

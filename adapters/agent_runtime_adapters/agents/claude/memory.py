@@ -91,6 +91,7 @@ class Memory(_Kept):
     counted: Annotated[list[CountMemory], Field(default_factory=list, max_length=MAX_CONVERSATIONS)]
     messages: Annotated[list[MessageWaiting], Field(default_factory=list, max_length=MAX_MESSAGES)]
     in_turn: bool = False
+    at_work: _Number = 0
     children: Annotated[list[ChildMemory], Field(default_factory=list, max_length=MAX_CHILDREN)]
 
 

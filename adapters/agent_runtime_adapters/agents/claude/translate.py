@@ -55,6 +55,7 @@ class ClaudeTranslator:
         self._streams = Streams(known)
         self._subagents = Subagents(known)
         self._messages = Messages(known)
+        self.at_work = known.at_work
         self._session_id = known.session_id
         self._error = known.error
         self._counted = {kept.conversation_id: (kept.message_id, kept.blocks) for kept in known.counted}
@@ -69,6 +70,7 @@ class ClaudeTranslator:
         return Memory(
             messages=messages,
             in_turn=in_turn,
+            at_work=self.at_work,
             session_id=self._session_id,
             error=self._error,
             model=self._streams.model,
@@ -240,6 +242,8 @@ class ClaudeTranslator:
         match line.get("subtype"):
             case "init":
                 self._begun(line, writing)
+            case "background_tasks_changed":
+                self.at_work = len(objects(line.get("tasks")))
             case "task_started":
                 self._subagents.started(line, writing)
             case "task_notification":

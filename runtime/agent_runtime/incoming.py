@@ -1,0 +1,65 @@
+"""Incoming: single values out of a runner's frames, which may be anything. Pure readers, no state.
+
+What frames mean is the business of `runner_feed`; what is said of files is read by `workspace`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+import orjson
+
+from agent_runtime.clock import now
+from agent_runtime.frozen import text_of
+from agent_runtime.records import TurnError
+from agent_runtime_sandbox.frames import Frame
+
+_MAX_NESTING: Final = 200
+_YEAR_3000: Final = 32_503_680_000
+_ODD_ENTRY_BYTES: Final = 4096
+"""For what orjson refuses: numbers and strings that only Python knows."""
+
+
+def moment(seconds: object) -> datetime:
+    """The runner's own clock where it is believable, ours otherwise."""
+    if isinstance(seconds, int | float) and 0 <= seconds < _YEAR_3000:
+        return datetime.fromtimestamp(seconds, UTC)
+    return now()
+
+
+def text(frame: Frame, name: str) -> str:
+    """A field's text, bounded; empty where there is none."""
+    said = frame.get(name)
+    return text_of(said[:500]) if isinstance(said, str) else ""
+
+
+def storable_size(entry: object) -> int | None:
+    """About how many bytes a store takes; None for what is no object or nested without end."""
+    if not isinstance(entry, dict):
+        return None
+    try:
+        return len(orjson.dumps(entry))  # it has a bound of its own, and is fast
+    except TypeError:
+        return _ODD_ENTRY_BYTES if _nesting(entry) <= _MAX_NESTING else None
+
+
+def _nesting(value: object) -> int:
+    """How deep a JSON value is, without recursion."""
+    depth, level = 0, [value]
+    while level and depth <= _MAX_NESTING:
+        depth += 1
+        inner: list[object] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner.extend(each.values())
+            elif isinstance(each, list):
+                inner.extend(each)
+        level = inner
+    return depth
+
+
+def exit_error(frame: Frame) -> TurnError:
+    """Why an agent's process ended, as a turn's error."""
+    reason = text(frame, "message") or text(frame, "reason") or "no reason given"
+    return TurnError(code="agent_failed", message=f"The agent's process ended: {reason}", retryable=True)
