@@ -308,7 +308,7 @@ _SAID: Final = frozenset({"user", "assistant"})
 
 
 def _is_of(session_id: str | None, entry: Mapping[str, Any]) -> bool:
-    return session_id == entry.get("sessionId", session_id)
+    return bool(session_id == entry.get("sessionId", session_id))
 
 
 _OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {

@@ -1,9 +1,10 @@
-"""In which order the Claude agent's blocks were shown, where its transcript has another one.
+"""What the Claude agent shows and does not write down: in which order blocks began, and whose a child is.
 
 The agent writes a block down when it is whole, but shows it from its beginning on: what came in
-between stands before it in the transcript and after it on every screen. The transcript does not tell
-when a text began, so that is noted from the lines, as entries among the agent's own; they are left out
-when the conversation is given back to it. Only bookkeeping; whoever reads a transcript as blocks needs it.
+between stands before it in the transcript and after it on every screen. Its transcript does not tell
+when a text began, nor which child a call started before that ends. So this is noted from the lines, as
+entries among the agent's own; they are left out when the conversation is given back to it. Only
+bookkeeping; whoever reads a transcript as blocks needs it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 NOTE: Final = "shown-order"
-"""The `type` of such an entry: `{type, sessionId, later, than}`.
+"""The `type` of such an entry: `{type, sessionId, later, than, call?}`.
 
-`later` is the uuid of an entry or the id of a subagent, `than` what was shown just before it: a
-block (`message id:index`) or the uuid of an entry.
+`later` is the uuid of an entry or the id of a child, `than` what was shown before it: a block
+(`message id:index`) or the uuid of an entry, null where it is not known; `call` is the child's tool call.
 """
 _MAIN: Final = ""
 _MAX_CONVERSATIONS: Final = 200
@@ -27,16 +28,16 @@ class ShownOrder:
     def __init__(self) -> None:
         self._message: object = None
         self._open: str | None = None
-        self._newest: dict[str, tuple[str, object]] = {}
+        self._newest: dict[str, str] = {}
 
     def note(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Read a native line; an entry for the transcript where it is shown out of the written order."""
+        """Read a native line; an entry for the transcript where that would not tell enough."""
         match line.get("type"):
             case "stream_event" if line.get("parent_tool_use_id") is None:
                 self._streamed(_mapping(line.get("event")))
             case "assistant" | "user":
                 return self._whole(line)
-            case "system" if line.get("subtype") == "task_started":
+            case "system" if line.get("task_type") == "local_agent" and line.get("subtype") == "task_started":
                 return self._child(line)
             case "result":
                 self._open = None
@@ -48,7 +49,7 @@ class ShownOrder:
                 self._message, self._open = _mapping(event.get("message")).get("id"), None
             case "content_block_start":
                 self._open = f"{self._message}:{event.get('index')}"
-                self._newest[_MAIN] = self._open, _mapping(event.get("content_block")).get("id")
+                self._newest[_MAIN] = self._open
             case "message_stop":
                 self._open = None
 
@@ -60,25 +61,21 @@ class ShownOrder:
             return None
         conversation = _MAIN if in_main else line.get("agent_id")
         if isinstance(uuid, str) and isinstance(conversation, str):
-            content = message.get("content")
-            parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-            self._remember(conversation, uuid, parts[-1].get("id") if parts else None)
+            self._remember(conversation, uuid)
         return None if self._open is None else _note(line, uuid, self._open)
 
-    def _child(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _child(self, line: Mapping[str, Any]) -> dict[str, Any]:
         newest = self._newest.get(line.get("parent_task_id") or _MAIN)
-        if newest is None or newest[1] == line.get("tool_use_id"):
-            return None  # right after its call, as everybody would think
-        return _note(line, line.get("task_id"), newest[0])
+        return _note(line, line.get("task_id"), newest) | {"call": line.get("tool_use_id")}
 
-    def _remember(self, conversation: str, uuid: str, call: object) -> None:
+    def _remember(self, conversation: str, uuid: str) -> None:
         self._newest.pop(conversation, None)
         while len(self._newest) >= _MAX_CONVERSATIONS:
             del self._newest[next(iter(self._newest))]
-        self._newest[conversation] = uuid, call
+        self._newest[conversation] = uuid
 
 
-def _note(line: Mapping[str, Any], later: object, than: str) -> dict[str, Any]:
+def _note(line: Mapping[str, Any], later: object, than: str | None) -> dict[str, Any]:
     return {"type": NOTE, "sessionId": line.get("session_id"), "later": later, "than": than}
 
 

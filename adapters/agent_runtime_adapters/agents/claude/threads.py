@@ -4,7 +4,7 @@ Each conversation has a thread of its own, in the order in which the agent wrote
 the law for the order of blocks, and it differs in two ways. Threads ran beside each other: they are
 merged by the times of their entries. And a block is shown from its beginning on but written when it is
 whole: for what came in between, the driver noted it among the entries (`drivers.shown_order`), because
-the agent does not tell when a text began.
+the agent does not tell when a text began. The notes also tell whose a child is.
 
 What stays open: two entries of different threads in the same millisecond have no order here; one of
 them belongs to a child. Within each conversation the order is exact. A transcript without the
@@ -22,6 +22,9 @@ from agent_runtime.blocks import MAIN
 from agent_runtime_adapters.agents.claude.lines import Json, count, ident, mapping, moment
 
 _NOTE: Final = "shown-order"
+_QUEUE: Final = ""
+"""What came to the agent from outside, among the entries of `main` but not in their order."""
+_BESIDE: Final = frozenset({_NOTE, "queue-operation"})
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _Head = tuple[datetime, int, int, str, int]
@@ -32,9 +35,14 @@ class Threads:
     """Walks threads that join one after the other: a child's when its call has been read."""
 
     def __init__(self, threads: Mapping[str, Sequence[Json]]) -> None:
-        self._threads = threads
-        self._than = dict(_notes(threads.get(MAIN, ())))
-        told = threads if self._than else {}
+        main = threads.get(MAIN, ())
+        self._threads = {
+            **threads,
+            MAIN: [entry for entry in main if entry.get("type") not in _BESIDE],
+            _QUEUE: [entry for entry in main if entry.get("type") == "queue-operation"],
+        }
+        self._than, self._children = _notes(main), dict(_children(main))
+        told = self._threads if self._than else {}
         self._refs = {thread_id: _refs(entries) for thread_id, entries in told.items()}
         self._known = {ref for thread in self._refs.values() for refs in thread for ref in refs}
         self._place = {ref: at for at, refs in enumerate(self._refs.get(MAIN, ())) for ref in refs}
@@ -48,6 +56,13 @@ class Threads:
         """From here on the entries of this thread are among the others."""
         self._times[thread_id] = list(_times(self._threads.get(thread_id, ())))
         self._push((_BEGINNING, -depth, len(self._times), thread_id, -1))
+        if thread_id == MAIN:
+            self.join(_QUEUE, -1)
+
+    @property
+    def children(self) -> Mapping[str, str]:
+        """Which child each call started, as far as it was noted."""
+        return self._children
 
     def waits_for(self, child: str) -> str | None:
         """What is to be seen before this child's block, and was not seen yet."""
@@ -71,7 +86,8 @@ class Threads:
                 continue
             else:
                 self._push(head)
-            yield thread_id, self._threads[thread_id][at], time, self._passed(thread_id, at)
+            told_in = MAIN if thread_id == _QUEUE else thread_id
+            yield told_in, self._threads[thread_id][at], time, self._passed(thread_id, at)
 
     def _push(self, head: _Head) -> None:
         """The next entry of this thread is its head; what was read ahead is left out."""
@@ -91,12 +107,22 @@ class Threads:
         return refs
 
 
-def _notes(entries: Sequence[Json]) -> Iterator[tuple[str, str]]:
+def _notes(entries: Sequence[Json]) -> dict[str, str]:
+    """What was shown before what; a child that goes on is told of again, and keeps its place."""
+    found: dict[str, str] = {}
     for entry in entries:
         if entry.get("type") == _NOTE:
             later, than = ident(entry.get("later")), ident(entry.get("than"))
             if later is not None and than is not None:
-                yield later, than
+                found.setdefault(later, than)
+    return found
+
+
+def _children(entries: Sequence[Json]) -> Iterator[tuple[str, str]]:
+    for entry in entries:
+        call, child = ident(entry.get("call")), ident(entry.get("later"))
+        if entry.get("type") == _NOTE and call is not None and child is not None and child != MAIN:
+            yield call, child
 
 
 def _refs(entries: Sequence[Json]) -> list[Sequence[str]]:

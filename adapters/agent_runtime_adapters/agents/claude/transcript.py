@@ -63,9 +63,9 @@ class _Reader:
             for key, entries in transcript.items()
             if (thread_id := _thread_id(key)) is not None
         }
-        self._agents = dict(_told_agents(self._threads.values()))
-        self._prompted = _prompted(self._threads)
         self._order = Threads(self._threads)
+        self._agents = {**dict(_told_agents(self._threads.values())), **self._order.children}
+        self._prompted = _prompted(self._threads)
         self._depths = {MAIN: 0}
         self._late: dict[str, list[Json]] = {}
         self._calls: dict[str, str] = {}
@@ -117,6 +117,8 @@ class _Reader:
             self._end_children(line, content)
         elif _is_meta(entry) or _TASK.match(said):
             return
+        elif agent_id != MAIN and self._depths[agent_id] == 0 and entry.get("parentUuid") is None:
+            self._say(f"{agent_id}:prompt", said, agent_id)
         elif agent_id != MAIN or is_interruption(said) or is_local_output(said):
             self._feed(line)
         else:
@@ -172,9 +174,11 @@ class _Reader:
             waiting.pop(0)
         return waiting[0] if waiting else None
 
-    def _say(self, uuid: str | None, content: Content) -> None:
+    def _say(self, uuid: str | None, content: Content, agent_id: str = MAIN) -> None:
         if uuid is not None and content:
-            block = UserMessage(id=uuid, timestamp=self._at, content=content, message_id=uuid)
+            block = UserMessage(
+                id=uuid, conversation_id=agent_id, timestamp=self._at, content=content, message_id=uuid
+            )
             self._conversation.apply(BlockComplete(block_id=uuid, block=block))
 
     def _settle(self, *, everything: bool) -> None:

@@ -6,10 +6,12 @@ import pytest
 
 from agent_runtime.blocks import MAIN, Block, BlockState, Subagent, System, ToolResult, UserMessage
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
+from agent_runtime_sandbox.drivers.shown_order import NOTE
 from tests.adapters.agents.claude.scenarios import (
     CUT_OFF,
     SCENARIOS,
     in_conversation,
+    kept,
     lines,
     live_blocks,
     transcript,
@@ -27,6 +29,7 @@ ONLY_LIVE = {
 
 ONLY_LIVE_SCENARIOS = {"subagent_without_its_text"}
 """Recorded with the forwarding of a subagent's text turned off, which the driver turns on."""
+RECORDED = sorted(set(SCENARIOS) - ONLY_LIVE_SCENARIOS)
 
 
 def in_both(block: Block, live: list[Block], rest: list[Block]) -> bool:
@@ -65,13 +68,38 @@ def comparable(blocks: list[Block], conversation: str, live: list[Block], rest: 
     ]
 
 
-@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - ONLY_LIVE_SCENARIOS))
+def order(blocks: list[Block], live: list[Block], rest: list[Block]) -> list[str]:
+    """The blocks of all conversations in order, but for results that the runtime made at the turn's end."""
+    made_up = {block.id for block in live if isinstance(block, ToolResult) and block.output == CUT_OFF}
+    return [block.id for block in blocks if in_both(block, live, rest) and block.id not in made_up]
+
+
+@pytest.mark.parametrize("scenario", RECORDED)
 def test_a_run_has_the_same_blocks_live_and_at_rest(scenario: str) -> None:
     live = live_blocks(translated(scenario))
-    rest = list(ClaudeAgent().read_transcript(transcript(scenario)))
+    rest = list(ClaudeAgent().read_transcript(kept(scenario)))
     assert {block.conversation_id for block in live} | {MAIN} == {block.conversation_id for block in rest}
     for conversation in {block.conversation_id for block in rest}:
         assert comparable(rest, conversation, live, rest) == comparable(live, conversation, live, rest)
+    assert order(rest, live, rest) == order(live, live, rest)
+
+
+@pytest.mark.parametrize("scenario", RECORDED)
+def test_a_transcript_without_the_drivers_notes_has_the_same_blocks(scenario: str) -> None:
+    bare = {key: [e for e in entries if e["type"] != NOTE] for key, entries in transcript(scenario).items()}
+    noted, plain = (list(ClaudeAgent().read_transcript(each)) for each in (kept(scenario), bare))
+    assert {block.id: block for block in plain} == {block.id: block for block in noted}
+
+
+def test_what_was_shown_while_another_block_was_written_stands_after_it() -> None:
+    """The agent wrote each result down before the call that was being streamed when it came."""
+    blocks = ClaudeAgent().read_transcript(transcript("shown_while_streaming"))
+    kinds = [block.type for block in in_conversation(blocks) if block.type != "user_message"]
+    assert kinds == [
+        *("tool_use", "tool_use", "tool_result", "tool_use", "tool_result", "tool_result", "assistant_text"),
+        *("tool_use", "assistant_text", "tool_result", "assistant_text"),
+        *("tool_use", "subagent", "assistant_text", "tool_result", "assistant_text", "assistant_text"),
+    ]
 
 
 def test_what_the_user_said_is_found_in_the_transcript_under_the_id_of_its_turn() -> None:
