@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from agent_runtime.blocks import MAIN
 from agent_runtime_adapters.agents.claude.lines import Json, count, ident, mapping, moment
@@ -24,7 +24,7 @@ from agent_runtime_adapters.agents.claude.lines import Json, count, ident, mappi
 _NOTE: Final = "shown-order"
 _QUEUE: Final = ""
 """What came to the agent from outside, among the entries of `main` but not in their order."""
-_BESIDE: Final = frozenset({_NOTE, "queue-operation"})
+_BESIDE: Final = (_NOTE, "queue-operation")
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _Head = tuple[datetime, int, int, str, int]
@@ -128,10 +128,10 @@ def _children(entries: Sequence[Json]) -> Iterator[tuple[str, str]]:
 def _refs(entries: Sequence[Json]) -> list[Sequence[str]]:
     """By which names the notes call each entry: its uuid, and the block that it holds."""
     found: list[Sequence[str]] = []
-    counted: tuple[Any, int] = (None, 0)
+    counted: tuple[str | None, int] = (None, 0)
     for entry in entries:
         refs = [uuid] if (uuid := ident(entry.get("uuid"))) is not None else []
-        message_id = mapping(entry.get("message")).get("id")
+        message_id = ident(mapping(entry.get("message")).get("id"))
         if entry.get("type") == "assistant" and message_id is not None:
             counted = (message_id, counted[1] + 1 if counted[0] == message_id else 0)
             told = count(entry.get("apiBlockIndex"))
