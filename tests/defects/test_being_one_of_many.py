@@ -1,6 +1,8 @@
 """Several clients at once: what one does takes nothing from another, and nobody is told too much."""
 
 from agent_runtime.records import Phase
+from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.faults import FaultyPersistence
 from tests.runtime.transport.world import start, world
 from tests.waiting import eventually
 
@@ -60,3 +62,22 @@ async def test_what_is_no_event_is_told_to_nobody() -> None:
         known = {"session_status", "turn_start", "turn_end", "block_start", "block_complete", "text_delta"}
         assert set(viewer.names) <= known | {"queue_changed", "metadata_update"}
         assert all(data["type"] == name for name, data in viewer.heard)
+
+
+async def test_while_the_store_does_not_answer_everybody_is_told_so_and_life_goes_on_afterwards() -> None:
+    store = FaultyPersistence(MemoryPersistence())
+    async with world(persistence=store) as w:
+        session = await w.session()
+        message = {"content": "hello", "messageId": "m"}
+        store.down = True
+        status, refused, _ = await w.call("POST", f"/api/sessions/{session}/messages", message)
+        assert (status, refused["code"], refused["retryable"]) == (503, "persistence_unavailable", True)
+        status, ready, _ = await w.call("GET", "/ready", token=None)
+        assert (status, ready["ok"]) == (503, False)
+        assert ready["parts"]["persistence"]["ok"] is False
+        assert (await w.call("GET", "/health", token=None))[0] == 200
+
+        store.down = False
+        assert (await w.call("GET", "/ready", token=None))[0] == 200
+        status, taken, _ = await w.call("POST", f"/api/sessions/{session}/messages", message)
+        assert (status, taken["duplicate"]) == (202, False)

@@ -1,15 +1,18 @@
 """What the store has after many sandboxes and many turns: all of it, as it was, and without growing work."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from agent_runtime.ports import AgentIdentity, StoredBlock
-from agent_runtime.records import TurnStatus
+from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.runtime.scripts import others_get_on
 from tests.runtime.world import ANNA, runtime, world
+from tests.waiting import eventually
 
 CHILD = "subagents/agent-a1b2"
 
@@ -46,6 +49,19 @@ async def test_a_transcript_only_grows_and_keeps_its_names_however_often_it_is_p
         }
 
 
+async def test_sessions_that_were_only_looked_at_leave_memory() -> None:
+    store = MemoryPersistence()
+    async with ScriptedSandboxes(delegates) as sandboxes:
+        async with runtime(sandboxes, store) as it:
+            sessions = [await it.new() for _ in range(20)]
+        async with runtime(sandboxes, store, session_idle_timeout_s=0.05) as it:
+            for session_id in sessions:
+                await it.manager.snapshot(ANNA, session_id)
+            assert it.manager._loaded._sessions
+            await eventually(lambda: not it.manager._loaded._sessions)
+        assert sandboxes.made == []
+
+
 async def test_of_a_turn_that_failed_all_is_stored_when_its_end_is_told() -> None:
     async def breaks_off(stage: Stage) -> None:
         await delegates_without_rest(stage)
@@ -68,6 +84,31 @@ async def delegates_without_rest(stage: Stage) -> None:
     stage.remember({"said": stage.message})
     stage.write("tried.txt", b"half")
     stage.text("half", "as far as I came")
+
+
+async def test_a_slow_store_delays_the_end_of_a_turn_and_nothing_that_is_heard_before() -> None:
+    begun, may_speak = asyncio.Event(), asyncio.Event()
+
+    async def speaks(stage: Stage) -> None:
+        begun.set()
+        await may_speak.wait()
+        stage.write("a.txt", b"a")
+        stage.text("answer", "hello")
+        stage.rest()
+
+    async with world(speaks) as it:
+        session_id = await it.new(message="hello")
+        await begun.wait()
+        await it.reaches(session_id, Phase.RUNNING)
+        it.store.hold()
+        may_speak.set()
+        heard = await it.reaches_events(session_id, "block_complete", 2)
+        assert heard[-1].block.content == "hello"
+        await others_get_on()
+        assert await it.of(session_id, "turn_end") == []
+        it.store.let_go()
+        (turn,) = await it.ended(session_id, 1)
+        assert turn.status is TurnStatus.COMPLETED
 
 
 class Counting(MemoryPersistence):

@@ -42,7 +42,7 @@ async def served(data: Path, model: ScriptedModel) -> AsyncIterator[tuple[Proces
         yield process, ready["url"]
     finally:
         if process.returncode is None:
-            process.terminate()  # a killed one would leave its sandboxes behind
+            process.send_signal(signal.SIGINT)  # any other end would leave its sandboxes behind
         await process.communicate()
 
 
@@ -68,63 +68,25 @@ async def session_of(url: str, session_id: str) -> dict[str, object]:
         return await response.json()
 
 
-async def turns_of(url: str, session_id: str) -> list[dict[str, object]]:
-    headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with (
-        aiohttp.ClientSession(url, headers=headers) as http,
-        http.get(f"/api/sessions/{session_id}/turns") as response,
-    ):
-        return (await response.json())["turns"]
-
-
 async def wait_for_phase(url: str, session_id: str, phase: str) -> None:
     async with asyncio.timeout(30):
         while (await session_of(url, session_id))["session"]["runtime"]["phase"] != phase:
             await asyncio.sleep(0.05)
 
 
-async def test_sigterm_closes_in_order_and_leaves_no_sandbox(tmp_path: Path) -> None:
+async def test_ctrl_c_closes_in_order_and_leaves_no_sandbox(tmp_path: Path) -> None:
     async with ScriptedModel() as model, served(tmp_path, model) as (process, url):
         session_id, _ = await begin_turn(url, "[[script:text]]")
         await wait_for_phase(url, session_id, "ready")
         assert sandboxes(tmp_path)
 
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         _, errors = await process.communicate()
 
         assert process.returncode == 0, errors.decode()
         assert not sandboxes(tmp_path)
         assert b"Traceback" not in errors
         assert b"a-key-for-the-stories" not in errors
-
-
-async def test_after_sigkill_the_turn_has_failed_once_and_the_session_goes_on(tmp_path: Path) -> None:
-    async with ScriptedModel() as model:
-        async with served(tmp_path, model) as (process, url):
-            session_id, turn_id = await begin_turn(url, "[[script:slow_bash s=60]]")
-            await wait_for_phase(url, session_id, "running")
-            process.kill()
-            await process.wait()
-        async with served(tmp_path, model) as (_, url):
-            await session_of(url, session_id)
-            async with asyncio.timeout(10):
-                while (turns := await turns_of(url, session_id))[0]["status"] == "running":
-                    await asyncio.sleep(0.05)
-            headers = {"Authorization": f"Bearer {TOKEN}"}
-            async with aiohttp.ClientSession(url, headers=headers) as http:
-                message = {"content": "[[script:text]]", "messageId": "next"}
-                async with http.post(
-                    f"/api/sessions/{session_id}/messages",
-                    json=message,
-                    headers={"Accept": "application/x-ndjson"},
-                ) as response:
-                    events = [json.loads(line) async for line in response.content]
-
-    assert [turn["turnId"] for turn in turns] == [turn_id]
-    assert turns[0]["status"] == "failed"
-    assert turns[0]["error"]["code"] == "runtime_lost"
-    assert events[-1]["type"] == "turn_end"
-    assert events[-1]["turn"]["status"] == "completed"
 
 
 async def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
