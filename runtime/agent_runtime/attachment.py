@@ -26,6 +26,8 @@ AGENT_END_S: Final = 15.0
 """A runner ends by force what does not end politely within 10 s."""
 _GOODBYE_TIMEOUT_S: Final = 5.0
 """For the agent's polite end before its sandbox is stopped; it needs 30 ms."""
+_TURNS_EXPECTED: Final = 100
+"""More than can be under way or wait."""
 
 
 class Attachment:
@@ -38,18 +40,23 @@ class Attachment:
         self.link = link
         self.feed = feed
         self.lost: TurnError | None = None
-        self._seen_before = -1
+        self._seen_before: dict[str, int] = {}
         self.tasks: list[asyncio.Task[None]] = []
         self._session_id = session_id
 
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing was said, and nothing done, since a message was last handed over."""
-        return self.link.seen == self._seen_before
+    def untouched(self, turn_id: str | None) -> bool:
+        """Whether nothing was said or done since this turn's message was handed over, if it was."""
+        return turn_id is not None and self._seen_before.get(turn_id, self.link.seen) == self.link.seen
 
-    def expect(self) -> None:
-        """A message is about to be handed over."""
-        self._seen_before = self.link.seen
+    def expect(self, turn_id: str) -> None:
+        """A turn's message is about to be handed over, for the first time or once more."""
+        self._seen_before.setdefault(turn_id, self.link.seen)
+        if len(self._seen_before) > _TURNS_EXPECTED:
+            self._seen_before.pop(next(iter(self._seen_before)))
+
+    def take_over(self, turn_id: str) -> None:
+        """A turn's message may have been handed over by an earlier process: who knows what came of it."""
+        self._seen_before[turn_id] = -1
 
     async def listen(self) -> TurnError:
         """Read until the sandbox is of no more use; returns why, which is `lost` from then on."""

@@ -12,7 +12,7 @@ What comes of it goes into the `machine`. The steps of a wake are in `wake`, the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -155,10 +155,11 @@ class Holder:
             return None
         return self._found.greeting
 
-    def go_on(self) -> None:
+    def go_on(self, unfinished: Iterable[str]) -> None:
         """Hear what the sandbox that was found said meanwhile, silently; `caught_up` waits for the end.
 
         Before it the lifecycle must know of the turn under way, or its end would not be understood.
+        The agent may have been handed any of the `unfinished` turns.
         """
         link, checkpoint = self._found, self._recorder.record.checkpoint
         assert link is not None
@@ -166,7 +167,9 @@ class Holder:
         self._found = None
         self._recorder.silent = True
         self._recorder.transcript_stored(checkpoint.transcript)
-        self._listen_to(link, checkpoint.translator)
+        attached = self._attach(link, checkpoint.translator)
+        for turn_id in unfinished:
+            attached.take_over(turn_id)
 
     async def caught_up(self) -> None:
         """Return when all that a found sandbox had said is dealt with, or it takes too long."""
@@ -199,7 +202,10 @@ class Holder:
         starting = self._machine.state.phase is Phase.WAKING
         return self.attached.status(starting=starting, restart_count=self._recorder.record.restart_count)
 
-    def _listen_to(self, link: RunnerLink, memory: dict[str, Any] | None = None) -> None:
+    def _listen_to(self, link: RunnerLink) -> None:
+        self._attach(link, None)
+
+    def _attach(self, link: RunnerLink, memory: dict[str, Any] | None) -> Attachment:
         feed = RunnerFeed(
             link,
             self._around.agent.translator(memory),
@@ -220,13 +226,15 @@ class Holder:
                 ),
             )
         )
+        return attached
 
     async def _listen(self, attached: Attachment) -> None:
         error = await attached.listen()
         if attached is self.attached:  # else we left it ourselves
             self._recorder.speak()
             attached.feed.caught_up.set()
-            self._machine.feed(moves.SandboxLost(error, untouched=attached.untouched))
+            untouched = attached.untouched(self._machine.state.turn)
+            self._machine.feed(moves.SandboxLost(error, untouched=untouched))
 
     async def _heard(self, link: RunnerLink, heard: Heard) -> None:
         if self.attached is None or link is not self.attached.link:

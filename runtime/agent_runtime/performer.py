@@ -184,15 +184,16 @@ class Performer:
             case AgentTurnEnded():
                 self.machine.feed(moves.AgentRested(heard))
             case AgentGone():
-                self.machine.feed(moves.SandboxLost(heard.error))
+                attached, turn_id = self.holder.attached, self.machine.state.turn
+                untouched = attached is not None and attached.untouched(turn_id)
+                self.machine.feed(moves.SandboxLost(heard.error, untouched=untouched))
         await self.machine.idle()
 
     async def _begin_delivery(self, effect: moves.Deliver) -> None:
         """In a task of its own: an interrupt must not wait for a runner that does not answer."""
         attached = self.holder.attached
         if attached is not None and self._turn_id() == effect.turn_id:
-            if not self._recorder.silent:
-                attached.expect()
+            attached.expect(effect.turn_id)
             self.holder.spawn("deliver", self._deliver(attached, effect.turn_id, self._turns.said))
 
     async def _deliver(self, attached: Attachment, turn_id: str, content: Content) -> None:
@@ -203,7 +204,7 @@ class Performer:
             await attached.deliver(turn_id, content, note=note)
         except SandboxFault as fault:
             if attached is self.holder.attached:
-                lost = moves.SandboxLost(turn_error(fault), untouched=attached.untouched)
+                lost = moves.SandboxLost(turn_error(fault), untouched=attached.untouched(turn_id))
                 self.machine.feed(lost)
         else:
             if note is not None:
@@ -212,6 +213,7 @@ class Performer:
     async def _begin_steering(self, effect: moves.Steer) -> None:
         waiting = self._turns.waiting(effect.turn_id)
         if self.holder.attached is not None and waiting is not None:
+            self.holder.attached.expect(effect.turn_id)
             steering = self._steer(self.holder.attached, effect.turn_id, waiting)
             self.holder.spawn("steer", steering)
 

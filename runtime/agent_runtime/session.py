@@ -294,13 +294,13 @@ class AgentSession:
         """
         if turn is None:
             self._machine.feed(moves.Attached(None, (), autonomous=False, agent=agent))
-            self._holder.go_on()
+            self._holder.go_on(waiting)
             return waiting
         self._turns.go_on(turn, await self._said(turn))
         autonomous = turn.message_id is None
         attached = moves.Attached(turn.turn_id, tuple(waiting), autonomous=autonomous, agent=agent)
         self._machine.feed(attached)
-        self._holder.go_on()
+        self._holder.go_on((turn.turn_id, *waiting))
         if not agent:
             self._spawn("agent_gone", self._lose_agent())
         return []

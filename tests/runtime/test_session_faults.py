@@ -68,13 +68,15 @@ async def test_a_sandbox_that_dies_in_mid_turn_fails_it_and_the_next_one_has_eve
 
 async def test_what_dies_with_a_queue_goes_on_with_the_queue() -> None:
     async def script(stage: Stage) -> None:
-        if stage.message != "die":
+        if stage.message == "die":
+            stage.text("begun", "I begin.")
+        else:
             await echo(stage)
 
     async with world(script) as it:
         session_id = await it.new()
         await it.send(session_id, "die")
-        await it.reaches(session_id, Phase.RUNNING)
+        await it.reaches_events(session_id, "block_complete", 2)
         await it.send(session_id, "after")
         it.sandboxes.made[0].die()
         failed, after = await it.ended(session_id, 2)

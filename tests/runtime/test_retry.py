@@ -1,0 +1,124 @@
+"""A message whose sandbox dies before the agent did anything for it is tried once more, in another one."""
+
+import asyncio
+
+from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.testing.scripted_runner import Stage, echo
+from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
+from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.runtime.scripts import assert_orderly, others_get_on
+from tests.runtime.world import World, killed, runtime, world
+from tests.waiting import eventually
+
+
+class Silent:
+    """A script that says nothing for the messages `deaf_to`, counted from 1, and echoes all others."""
+
+    def __init__(self, *deaf_to: int) -> None:
+        self.heard: list[str] = []
+        self._deaf_to = deaf_to
+
+    async def __call__(self, stage: Stage) -> None:
+        self.heard.append(stage.turn_id)
+        if len(self.heard) in self._deaf_to:
+            await asyncio.Event().wait()
+        await echo(stage)
+
+
+async def begun_once_and_orderly(it: World, session_id: str, turns: int) -> None:
+    assert len(await it.of(session_id, "turn_start")) == turns
+    assert_orderly(await it.events(session_id))
+
+
+async def test_a_death_after_the_message_was_accepted_and_before_it_was_handed_over() -> None:
+    async with world(echo) as it:
+        session_id = await it.new(message="first")
+        await it.ended(session_id, 1)
+        await it.reaches(session_id, Phase.READY)
+        await others_get_on()
+        await it.send(session_id, "second")
+        it.store.hold()  # the turn cannot begin yet
+        it.sandboxes.made[0].die()
+        await eventually(lambda: it.manager._loaded.find(session_id)._machine.state.phase is Phase.STOPPING)
+        it.store.let_go()
+        _, turn = await it.ended(session_id, 2)
+        assert turn.status is TurnStatus.COMPLETED
+        assert len(it.sandboxes.made) == 2
+        await begun_once_and_orderly(it, session_id, 2)
+
+
+async def test_a_death_after_the_message_was_handed_over_and_before_anything_came_of_it() -> None:
+    agent = Silent(1)
+    async with world(agent) as it:
+        session_id = await it.new(message="hello")
+        await eventually(lambda: agent.heard)
+        it.sandboxes.made[0].die()
+        (turn,) = await it.ended(session_id, 1)
+        assert turn.status is TurnStatus.COMPLETED
+        assert agent.heard == [turn.turn_id] * 2
+        await begun_once_and_orderly(it, session_id, 1)
+
+
+async def test_a_second_death_fails_the_turn_and_not_those_who_wait() -> None:
+    agent = Silent(1, 2)
+    async with world(agent) as it:
+        session_id = await it.new(message="hello")
+        await it.send(session_id, "next")
+        for number in (0, 1):
+            await eventually(lambda at=number: len(agent.heard) > at)
+            it.sandboxes.made[number].die()
+        failed, following = await it.ended(session_id, 2)
+        assert failed.error is not None
+        assert (failed.status, failed.error.code) == (TurnStatus.FAILED, "sandbox_lost")
+        assert following.status is TurnStatus.COMPLETED
+        assert agent.heard == [failed.turn_id] * 2 + [following.turn_id]
+        await begun_once_and_orderly(it, session_id, 2)
+
+
+async def test_a_second_death_while_its_sandbox_is_made_fails_the_turn_too() -> None:
+    agent = Silent(1)
+    async with world(agent) as it:
+        session_id = await it.new(message="hello")
+        await eventually(lambda: agent.heard)
+
+        async def no_more(_: object) -> None:
+            raise OSError
+
+        it.sandboxes.before_create = no_more
+        it.sandboxes.made[0].die()
+        (failed,) = await it.ended(session_id, 1)
+        assert failed.status is TurnStatus.FAILED
+        await begun_once_and_orderly(it, session_id, 1)
+
+
+async def test_what_the_agent_began_is_never_done_twice() -> None:
+    heard = []
+
+    async def script(stage: Stage) -> None:
+        heard.append(stage.turn_id)
+        stage.remember({"n": 1})
+        await asyncio.Event().wait()
+
+    async with world(script) as it:
+        session_id = await it.new(message="hello")
+        await eventually(lambda: it.store.calls.count("append_transcript"))
+        it.sandboxes.made[0].die()
+        (failed,) = await it.ended(session_id, 1)
+        assert failed.status is TurnStatus.FAILED
+        assert len(heard) == 1
+
+
+async def test_what_an_earlier_process_handed_over_is_not_tried_again_by_the_next_one() -> None:
+    """It cannot know what came of it: the checkpoint may be newer than the message."""
+    agent, store = Silent(1), MemoryPersistence()
+    async with ScriptedSandboxes(agent) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as it:
+            session_id = await it.new(message="hello")
+            await eventually(lambda: agent.heard)
+            await killed(it)
+        async with runtime(sandboxes, store) as it:
+            await it.reaches(session_id, Phase.RUNNING)
+            sandboxes.made[0].die()
+            (failed,) = await it.ended(session_id, 1)
+            assert failed.status is TurnStatus.FAILED
+            assert len(agent.heard) == 1
