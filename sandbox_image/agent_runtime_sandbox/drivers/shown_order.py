@@ -1,10 +1,10 @@
-"""What the Claude agent shows and does not write down: in which order blocks began, and whose a child is.
+"""What the Claude agent shows and does not write down: in which order blocks began, and about children.
 
 The agent writes a block down when it is whole, but shows it from its beginning on: what came in
 between stands before it in the transcript and after it on every screen. Its transcript does not tell
-when a text began, nor which child a call started before that ends. So this is noted from the lines, as
-entries among the agent's own; they are left out when the conversation is given back to it. Only
-bookkeeping; whoever reads a transcript as blocks needs it.
+when a text began, nor which child a call started, nor always how that ended. So this is noted from the
+lines, as entries among the agent's own; they are left out when the conversation is given back to it.
+Only bookkeeping; whoever reads a transcript as blocks needs it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ NOTE: Final = "shown-order"
 
 `later` is the uuid of an entry or the id of a child, `than` what was shown before it: a block
 (`message id:index`) or the uuid of an entry, null where it is not known; `call` is the child's tool call.
+Or `{type, sessionId, child, status}` when a child ended.
 """
 _MAIN: Final = ""
 _MAX_CONVERSATIONS: Final = 200
@@ -39,6 +40,8 @@ class ShownOrder:
                 return self._whole(line)
             case "system" if line.get("task_type") == "local_agent" and line.get("subtype") == "task_started":
                 return self._child(line)
+            case "system" if line.get("subtype") == "task_notification":
+                return _note(line, child=line.get("task_id"), status=line.get("status"))
             case "result":
                 self._open = None
         return None
@@ -62,11 +65,11 @@ class ShownOrder:
         conversation = _MAIN if in_main else line.get("agent_id")
         if isinstance(uuid, str) and isinstance(conversation, str):
             self._remember(conversation, uuid)
-        return None if self._open is None else _note(line, uuid, self._open)
+        return None if self._open is None else _note(line, later=uuid, than=self._open)
 
     def _child(self, line: Mapping[str, Any]) -> dict[str, Any]:
         newest = self._newest.get(line.get("parent_task_id") or _MAIN)
-        return _note(line, line.get("task_id"), newest) | {"call": line.get("tool_use_id")}
+        return _note(line, later=line.get("task_id"), than=newest, call=line.get("tool_use_id"))
 
     def _remember(self, conversation: str, uuid: str) -> None:
         self._newest.pop(conversation, None)
@@ -75,8 +78,8 @@ class ShownOrder:
         self._newest[conversation] = uuid
 
 
-def _note(line: Mapping[str, Any], later: object, than: str | None) -> dict[str, Any]:
-    return {"type": NOTE, "sessionId": line.get("session_id"), "later": later, "than": than}
+def _note(line: Mapping[str, Any], **told: object) -> dict[str, Any]:
+    return {"type": NOTE, "sessionId": line.get("session_id"), **told}
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

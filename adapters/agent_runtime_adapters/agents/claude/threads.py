@@ -4,7 +4,7 @@ Each conversation has a thread of its own, in the order in which the agent wrote
 the law for the order of blocks, and it differs in two ways. Threads ran beside each other: they are
 merged by the times of their entries. And a block is shown from its beginning on but written when it is
 whole: for what came in between, the driver noted it among the entries (`drivers.shown_order`), because
-the agent does not tell when a text began. The notes also tell whose a child is.
+the agent does not tell when a text began. The notes also tell whose a child is, and how it ended.
 
 What stays open: two entries of different threads in the same millisecond have no order here; one of
 them belongs to a child. Within each conversation the order is exact. A transcript without the
@@ -41,7 +41,7 @@ class Threads:
             MAIN: [entry for entry in main if entry.get("type") not in _BESIDE],
             _QUEUE: [entry for entry in main if entry.get("type") == "queue-operation"],
         }
-        self._than, self._children = _notes(main), dict(_children(main))
+        self._than, self._children, self._ends = _notes(main), dict(_children(main)), _ends(main)
         told = self._threads if self._than else {}
         self._refs = {thread_id: _refs(entries) for thread_id, entries in told.items()}
         self._known = {ref for thread in self._refs.values() for refs in thread for ref in refs}
@@ -63,6 +63,11 @@ class Threads:
     def children(self) -> Mapping[str, str]:
         """Which child each call started, as far as it was noted."""
         return self._children
+
+    @property
+    def ends(self) -> Mapping[str, str]:
+        """How children ended that did not go on, as far as it was noted."""
+        return self._ends
 
     def waits_for(self, child: str) -> str | None:
         """What is to be seen before this child's block, and was not seen yet."""
@@ -123,6 +128,17 @@ def _children(entries: Sequence[Json]) -> Iterator[tuple[str, str]]:
         call, child = ident(entry.get("call")), ident(entry.get("later"))
         if entry.get("type") == _NOTE and call is not None and child is not None and child != MAIN:
             yield call, child
+
+
+def _ends(entries: Sequence[Json]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in entries:
+        if entry.get("type") == _NOTE:
+            found.pop(ident(entry.get("later")) or "", None)
+            child, status = ident(entry.get("child")), ident(entry.get("status"))
+            if child is not None and status is not None:
+                found[child] = status
+    return found
 
 
 def _refs(entries: Sequence[Json]) -> list[Sequence[str]]:

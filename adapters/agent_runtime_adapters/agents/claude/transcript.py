@@ -37,6 +37,8 @@ _COMMAND: Final = re.compile(
 _TASK: Final = re.compile(
     r"<task-notification>\s*<task-id>([\w-]{1,100})</task-id>.*?<status>(\w{1,20})</status>", re.DOTALL
 )
+_NOTE: Final = re.compile(r"<system-reminder>.*</system-reminder>", re.DOTALL)
+"""What the runtime told the agent in front of the user's words, which are no part of it."""
 _ENDS: Final = {"success": "completed", "error": "failed"}
 """A finished call's status to its child's; everything else stopped it."""
 
@@ -75,6 +77,8 @@ class _Reader:
 
     def blocks(self) -> tuple[Block, ...]:
         """All blocks in order, with nothing left open."""
+        for child, status in self._order.ends.items():
+            self._ended(child, status)
         self._settle(everything=True)
         return self._conversation.blocks(sys.maxsize)[0]
 
@@ -96,7 +100,7 @@ class _Reader:
 
     def _entry(self, entry: Json, agent_id: str) -> None:
         match entry.get("type"):
-            case "assistant":
+            case "assistant" if not _is_filler(entry):
                 self._feed(_assistant_line(entry, agent_id))
                 self._start_children(entry, agent_id)
             case "user":
@@ -153,12 +157,14 @@ class _Reader:
             if tool_use_id is None or child is None or _goes_on(line, part):
                 continue
             status = _ENDS.get(final_status(line, part, tool_use_id).value, "stopped")
-            self._feed({"type": "system", "subtype": "task_notification", "task_id": child, "status": status})
+            self._ended(child, status)
+
+    def _ended(self, child: str, status: str) -> None:
+        self._feed({"type": "system", "subtype": "task_notification", "task_id": child, "status": status})
 
     def _notified(self, content: str) -> None:
         if told := _TASK.match(content):
-            line = {"subtype": "task_notification", "task_id": told[1], "status": told[2]}
-            self._feed({"type": "system", **line})
+            self._ended(told[1], told[2])
 
     def _steered(self, attachment: Json, agent_id: str) -> None:
         """What the user said while the agent worked is not an entry of its own."""
@@ -291,6 +297,12 @@ def _goes_on(line: Json, part: Json) -> bool:
     return said is not None and said.startswith("Async agent launched")
 
 
+def _is_filler(entry: Json) -> bool:
+    """Whether the agent wrote this where an interrupted turn had no answer, without showing it."""
+    said = mapping(entry.get("message")).get("model") == "<synthetic>"
+    return said and not entry.get("isApiErrorMessage") and not entry.get("error")
+
+
 def _is_meta(entry: Json) -> bool:
     """Whether the agent told itself this in the user's name."""
     return entry.get("isMeta") is True or entry.get("isCompactSummary") is True
@@ -310,8 +322,13 @@ def _asked(said: str, content: object) -> Content:
         return f"{command[1]} {command[2]}".strip()
     if isinstance(content, str):
         return text(content)
-    parts = (_part(part) for part in objects(content))
-    return tuple(part for part in parts if part is not None)
+    found = (_part(part) for part in objects(content))
+    parts = tuple(part for part in found if part is not None)
+    if len(parts) > 1 and isinstance(parts[0], TextPart) and _NOTE.fullmatch(parts[0].text):
+        parts = parts[1:]
+        if len(parts) == 1 and isinstance(parts[0], TextPart):
+            return parts[0].text
+    return parts
 
 
 def _part(part: Json) -> TextPart | ImagePart | None:
