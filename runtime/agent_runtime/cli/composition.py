@@ -58,6 +58,7 @@ def compose(
         max_message_bytes=settings.max_message_bytes,
         max_file_bytes=settings.max_file_bytes,
         file_rules=settings.file_rules,
+        viewer_backlog_bytes=settings.viewer_backlog_bytes,
         sync_interval_s=settings.sync_interval_s,
         interrupt_grace_s=settings.interrupt_grace_s,
         wake_timeout_s=settings.wake_timeout_s,

@@ -40,6 +40,7 @@ class Settings(ProfileFields):
     max_message_bytes: int = Field(default=_MIB, ge=1)
     max_file_bytes: int = Field(default=32 * _MIB, ge=1)
     file_rules: FileRules = FileRules()
+    viewer_backlog_bytes: int = Field(default=8 * _MIB, ge=64 * 1024)
     sync_interval_s: float = Field(default=1.0, gt=0)
     interrupt_grace_s: float = Field(default=10.0, gt=0)
     wake_timeout_s: float = Field(default=60.0, gt=0)
