@@ -102,7 +102,8 @@ class House:
 
     def errors(self) -> str:
         """What all lives said on standard error, the newest 8,000 characters of it."""
-        return (self.data / "errors.log").read_text(errors="replace")[-8000:]
+        log = self.data / "errors.log"
+        return log.read_text(errors="replace")[-8000:] if log.exists() else ""
 
     def sandboxes(self) -> tuple[Record, ...]:
         """Those that there is a folder of."""
@@ -136,6 +137,11 @@ class House:
     def journal(self, session_id: str) -> bytes:
         """What the runner keeps for whoever attaches."""
         return (self.workspace(session_id).parent / "journal").read_bytes()
+
+    def mirrored(self, session_id: str, text: str) -> bool:
+        """Whether the runner holds an entry of the agent's memory with this text: it comes a moment later."""
+        lines = self.journal(session_id).splitlines()
+        return any(b'"k":"transcript"' in line and text.encode() in line for line in lines)
 
     def native(self, session_id: str) -> list[dict[str, Any]]:
         """The agent's own record of the conversation, as it stands in its sandbox."""
@@ -172,6 +178,9 @@ async def house(
         it = House(data, model, settings)
         try:
             yield it
+        except BaseException:
+            sys.stderr.write(it.errors())  # the captured output of a story that failed
+            raise
         finally:
             await it.leave_nothing()
 
