@@ -140,11 +140,11 @@ def test_no_cut_of_the_bytes_harms_a_letter(texts: list[str], data: st.DataObjec
 
 
 def test_a_giant_line_is_put_together_without_going_over_it_again_and_again() -> None:
-    """8192 pieces: whoever copies what there is at each of them copies 128 GiB."""
-    piece, splitter = b"x" * 4096, LineSplitter()
+    """2048 pieces: whoever copies what there is at each of them copies 32 GiB."""
+    piece, splitter = b"x" * 16384, LineSplitter()
     begun = process_time()
-    for _ in range(8192):
+    for _ in range(2048):
         assert splitter.feed(piece) == []
     (line,) = splitter.feed(b"\n")
     assert len(line) == 32 * 1024 * 1024
-    assert process_time() - begun < 3
+    assert process_time() - begun < 2
