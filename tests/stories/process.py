@@ -131,7 +131,8 @@ class House:
 
     def inside(self, session_id: str) -> dict[int, str]:
         """All processes of a sandbox by pid, with the programs that they run."""
-        found = {pid: program(pid) for pid in family(self.runner(session_id))}
+        first = self.sandbox(session_id).inner
+        found = {pid: program(pid) for pid in family(first.pid)} if first is not None else {}
         return {pid: name for pid, name in found.items() if name}
 
     def journal(self, session_id: str) -> bytes:

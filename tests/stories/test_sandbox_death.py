@@ -174,8 +174,7 @@ def kill(it: House, session_id: str) -> None:
     """End every process of a sandbox, as the machine does when it is out of memory."""
     sandbox = it.sandbox(session_id)
     assert sandbox.keeper is not None
-    assert sandbox.inner is not None
-    for pid in (*it.inside(session_id), sandbox.inner.pid, sandbox.keeper.pid):
+    for pid in (*it.inside(session_id), sandbox.keeper.pid):
         with suppress(ProcessLookupError):  # it ended with those before
             os.kill(pid, signal.SIGKILL)
 
