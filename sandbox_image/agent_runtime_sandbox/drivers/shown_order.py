@@ -9,6 +9,7 @@ Only bookkeeping; whoever reads a transcript as blocks needs it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ class ShownOrder:
         self._message: object = None
         self._open: str | None = None
         self._newest: dict[str, str] = {}
+        # A resumed agent tells of all children of its forerunners once more, as stopped.
+        self._ours: deque[object] = deque(maxlen=_MAX_CONVERSATIONS)
 
     def note(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
         """Read a native line; an entry for the transcript where that would not tell enough."""
@@ -40,7 +43,7 @@ class ShownOrder:
                 return self._whole(line)
             case "system" if line.get("task_type") == "local_agent" and line.get("subtype") == "task_started":
                 return self._child(line)
-            case "system" if line.get("subtype") == "task_notification":
+            case "system" if line.get("subtype") == "task_notification" and line.get("task_id") in self._ours:
                 return _note(line, child=line.get("task_id"), status=line.get("status"))
             case "result":
                 self._open = None
@@ -69,6 +72,7 @@ class ShownOrder:
 
     def _child(self, line: Mapping[str, Any]) -> dict[str, Any]:
         newest = self._newest.get(line.get("parent_task_id") or _MAIN)
+        self._ours.append(line.get("task_id"))
         return _note(line, later=line.get("task_id"), than=newest, call=line.get("tool_use_id"))
 
     def _remember(self, conversation: str, uuid: str) -> None:

@@ -35,8 +35,10 @@ _COMMAND: Final = re.compile(
     r"\s*<command-name>(/[^<]{0,200})</command-name>.*?<command-args>(.*?)</command-args>", re.DOTALL
 )
 _TASK: Final = re.compile(
-    r"<task-notification>\s*<task-id>([\w-]{1,100})</task-id>.*?<status>(\w{1,20})</status>", re.DOTALL
+    r"<task-notification>\s*<task-id>([\w-]{1,100})</task-id>\s*<tool-use-id>.*?<status>(\w{1,20})</status>",
+    re.DOTALL,
 )
+"""News of a child; a resumed agent tells itself of its forerunner's children, without their calls."""
 _NOTE: Final = re.compile(r"<system-reminder>.*</system-reminder>", re.DOTALL)
 """What the runtime told the agent in front of the user's words, which are no part of it."""
 _ENDS: Final = {"success": "completed", "error": "failed"}
@@ -119,7 +121,7 @@ class _Reader:
         if said is None:
             self._feed(line)
             self._end_children(line, content)
-        elif _is_meta(entry) or _TASK.match(said):
+        elif _is_meta(entry) or said.lstrip().startswith("<task-notification>"):
             return
         elif agent_id != MAIN and self._depths[agent_id] == 0 and entry.get("parentUuid") is None:
             self._say(f"{agent_id}:prompt", said, agent_id)
