@@ -55,6 +55,10 @@ class Runtime:
                     self._fold(fact)
         return ended
 
+    def checkpoint(self, line: int) -> "Checkpoint":
+        memory = json.loads(json.dumps(self.translator.memory()))
+        return Checkpoint(line, self.conversation.next_index, memory, self.turns)
+
     def save(self) -> None:
         self.saved |= {entry.block.id: entry for entry in self.conversation.stored(self.unsaved)}
         self.unsaved.clear()
@@ -113,8 +117,7 @@ def live_until(
             runtime.save()
         wanted = ended or number < min(saved, share(death.checkpoint, native))
         if wanted and not runtime.conversation.is_open:
-            memory = json.loads(json.dumps(runtime.translator.memory()))
-            durable = Checkpoint(number + 1, runtime.conversation.next_index, memory, runtime.turns)
+            durable = runtime.checkpoint(number + 1)
     return durable
 
 
@@ -149,7 +152,9 @@ def test_whenever_it_dies_the_conversation_is_that_of_one_that_never_died(
         checkpoint = live_until(native, runtime, lived, death, checkpoint)
         runtime, heard = taken_up(runtime, checkpoint), lived.stop
         for number in range(checkpoint.line, heard):
-            runtime.hear(native[number])
+            if runtime.hear(native[number]):  # its end was not durable: now it is
+                runtime.save()
+                checkpoint = runtime.checkpoint(number + 1)
         runtime.conversation.told_again()
         assert runtime.blocks() == unhurt[heard]
     for number in range(heard, len(native)):
