@@ -171,8 +171,10 @@ async def compare(
 ) -> list[dict[str, Any]]:
     """All three; returns the blocks. Of turns that are `behind` the transcript may lack the end."""
     await viewer.until(lambda _: not any(is_at_work(block) for block in folded(viewer).values()))
-    blocks = await stored(server, session_id)
-    live = folded(viewer)
+    for _ in range(20):  # what an interrupted child says last may come while we read
+        blocks, live = await stored(server, session_id), folded(viewer)
+        if len(blocks) == len(live):
+            break
     assert [block["id"] for block in blocks] == list(live)
     assert {block["id"]: block for block in blocks} == live
 
