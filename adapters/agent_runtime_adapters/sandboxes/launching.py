@@ -163,10 +163,10 @@ def _note_told(told: bytes, keeper: ProcessMark, note: Note) -> None:
 
 async def _spawn(plan: Plan, pipes: _Pipes, log: Path) -> Process:
     places = {**plan.places, READY_PLACE: pipes.ready.inlet.fileno()}
-    if plan.tells_inner:
-        places[INFO_PLACE] = pipes.info.inlet.fileno()
     report, go = pipes.report.inlet.fileno(), pipes.go.outlet.fileno()
     with ExitStack() as stack:
+        if plan.tells_inner:
+            places[INFO_PLACE] = _both_ways(pipes.info, stack)
         told = hold(_as_json(plan, places, report=report, go=go), stack)
         complaints = stack.enter_context(log.open("ab", buffering=0))
         return await asyncio.create_subprocess_exec(
@@ -214,6 +214,15 @@ class _Pipes(NamedTuple):
 def _pipe(stack: ExitStack) -> _Pipe:
     outlet, inlet = os.pipe()
     return _Pipe(stack.enter_context(FileIO(outlet, "r")), stack.enter_context(FileIO(inlet, "w")))
+
+
+def _both_ways(pipe: _Pipe, stack: ExitStack) -> int:
+    """An inlet that is an outlet too, so that it does not break when the runtime dies.
+
+    Bubblewrap gives up when it cannot tell of its first process, which then waits for it for ever.
+    """
+    opened = os.open(f"/proc/self/fd/{pipe.inlet.fileno()}", os.O_RDWR | os.O_CLOEXEC)
+    return stack.enter_context(FileIO(opened, "w")).fileno()
 
 
 def _tail(log: Path) -> str:

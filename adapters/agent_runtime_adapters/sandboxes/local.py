@@ -151,8 +151,14 @@ class _Bubblewrap:
         )
 
     async def end(self, record: Record) -> None:
-        """The first process of a PID namespace takes all others with it."""
+        """The first process of a PID namespace takes all others with it.
+
+        One that is not noted yet would wait for ever for a keeper that is gone.
+        """
         marks = [mark for mark in (record.inner, record.keeper) if mark is not None]
+        if record.inner is None and record.keeper is not None:
+            await record.keeper.halt()
+            marks = [*record.keeper.children(), record.keeper]
         for mark in marks:
             mark.kill()
         for mark in marks:

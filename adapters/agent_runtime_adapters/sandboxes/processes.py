@@ -7,6 +7,7 @@ processes belong to a sandbox is not known here: see `records`, and `unsafe_subp
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -39,14 +40,19 @@ class ProcessMark(Frozen):
 
     def kill(self) -> None:
         """End it with SIGKILL. A process that has ended already, or another with its pid, is left alone."""
-        handle = self._open()
-        if handle is None:
-            return
-        try:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-        finally:
-            os.close(handle)
+        self._signal(signal.SIGKILL)
+
+    async def halt(self) -> None:
+        """Stop it in its tracks; from then on it has no new children. The caller bounds the wait."""
+        self._signal(signal.SIGSTOP)
+        while (fields := _stat(self.pid)) is not None and self.running() and fields[0] not in "tT":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # nothing tells of it
+
+    def children(self) -> list[ProcessMark]:
+        """Those that it started and that run now; none where it does not run itself."""
+        pids = [pid for pid in all_pids() if (found := parent_and_session(pid)) and found[0] == self.pid]
+        marks = [mark for pid in pids if (mark := ProcessMark.of(pid)) is not None]
+        return [mark for mark in marks if mark.running()] if self.running() else []
 
     async def gone(self) -> None:
         """Wait until it has ended, and reap it if it became ours. The caller bounds the wait."""
@@ -58,6 +64,16 @@ class ProcessMark(Frozen):
                 os.close(handle)
         with suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 - does not wait
+
+    def _signal(self, number: signal.Signals) -> None:
+        handle = self._open()
+        if handle is None:
+            return
+        try:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
 
     def _open(self) -> int | None:
         """A pidfd. The check comes after the opening: from then on the pid cannot change hands."""
