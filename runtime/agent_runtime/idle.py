@@ -40,4 +40,5 @@ async def watch_idleness(
         if ready and quiet_s >= agent_idle_s:
             machine.feed(moves.AgentIdle())
         else:
-            await asyncio.sleep(due_s - quiet_s)
+            # Never for longer than an agent may rest: one that hibernates may be roused meanwhile.
+            await asyncio.sleep(min(due_s - quiet_s, agent_idle_s))

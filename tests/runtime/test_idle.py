@@ -47,6 +47,8 @@ async def test_an_idle_agent_hibernates_and_goes_on_natively_at_the_next_message
         blocks = (await it.store.load_blocks(session_id, limit=9)).blocks
         assert [each.block.content for each in blocks] == ["one", "", "two", "one"]
         assert await it.of(session_id, "workspace_restored") == []
+        await it.reaches(session_id, Phase.HIBERNATED)
+        assert sandbox.runner.started is None
 
 
 async def test_an_idle_sandbox_is_put_away_after_its_files_are_stored() -> None:
