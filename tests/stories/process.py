@@ -101,9 +101,10 @@ class House:
         assert "Traceback" not in self.errors(), self.errors()
 
     def errors(self) -> str:
-        """What all lives said on standard error, the newest 8,000 characters of it."""
+        """What all lives said on standard error but for requests, the newest 4,000 characters of it."""
         log = self.data / "errors.log"
-        return log.read_text(errors="replace")[-8000:] if log.exists() else ""
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return "\n".join(line for line in lines if "request  " not in line)[-4000:]
 
     def sandboxes(self) -> tuple[Record, ...]:
         """Those that there is a folder of."""

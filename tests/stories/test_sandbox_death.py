@@ -7,6 +7,7 @@ of it, the agent is told what is gone, and a message that nobody had begun to an
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -159,7 +160,7 @@ NOTE = "Your sandbox was replaced by a new one"
 
 async def turn(viewer: Viewer, session_id: str, prompt: str) -> dict[str, Any]:
     """Send a message; return its turn when that is over."""
-    ack = await viewer.send(session_id, prompt, f"message {len(viewer.events)}")
+    ack = await viewer.send(session_id, prompt, str(uuid.uuid4()))
     assert ack["ok"], ack
     ended = await viewer.until(
         lambda event: event["type"] == "turn_end" and event["turn"]["turnId"] == ack["turnId"]
