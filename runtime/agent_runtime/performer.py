@@ -176,7 +176,7 @@ class Performer:
         match heard:
             case AgentIdentity():
                 if heard.agent_session_id != self._recorder.record.agent_session_id:
-                    await self._recorder.update_record(agent_session_id=heard.agent_session_id)
+                    self._recorder.note(agent_session_id=heard.agent_session_id)
             case AgentTookIn():
                 self.machine.feed(moves.Steered(heard.message_id))
             case AgentTurnBegan():

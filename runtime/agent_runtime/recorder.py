@@ -77,6 +77,7 @@ class Recorder:
         self._transcript: dict[str, tuple[int, list[dict[str, Any]]]] = {}
         self._transcript_next: dict[str, int] = {}
         self._unsaved_bytes = 0
+        self._noted = False
         self._dirty = asyncio.Event()
         self._again = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -122,7 +123,8 @@ class Recorder:
     @property
     def dirty(self) -> bool:
         """Whether anything waits to be saved."""
-        return bool(self._blocks or self._unsaved_files or self._transcript) or self._writing.locked()
+        waiting = self._noted or self._blocks or self._unsaved_files or self._transcript
+        return bool(waiting) or self._writing.locked()
 
     @property
     def failing(self) -> bool:
@@ -199,6 +201,25 @@ class Recorder:
     async def update_record(self, **changes: Any) -> None:
         """Change the session's record and make it durable."""
         self.record = self.record.model_copy(update=changes)
+        await self._save_record()
+
+    def note(self, **changes: Any) -> None:
+        """Change the session's record; it is made durable soon, and nobody waits for it."""
+        self.record = self.record.model_copy(update=changes)
+        self._noted = True
+        self._dirty.set()
+
+    async def _save_noted(self) -> None:
+        if not self._noted:
+            return
+        self._noted = False
+        try:
+            await self._save_record()
+        except BaseException:
+            self._noted = True  # cancelled in mid-write: it is still to be saved
+            raise
+
+    async def _save_record(self) -> None:
         await self._persist(lambda: self._persistence.update_session(self.record))
 
     async def read(self, call: Callable[[], Awaitable[T]], within_s: float) -> T:
@@ -219,6 +240,7 @@ class Recorder:
 
     async def flush(self) -> None:
         """Make everything durable that is not; returns when it is."""
+        await self._save_noted()
         await self._save_blocks()
         await self._save_workspace()
 
@@ -229,6 +251,7 @@ class Recorder:
             self._dirty.clear()
             if self.silent:
                 continue  # what is told again is in the making, and in the store as it was
+            await self._save_noted()
             await self._save_blocks()
             if self._unsaved_files or self._transcript:
                 await asyncio.sleep(self._sync_interval_s)

@@ -92,9 +92,7 @@ async def test_a_slow_store_delays_the_end_of_a_turn_and_nothing_that_is_heard_b
     async def speaks(stage: Stage) -> None:
         begun.set()
         await may_speak.wait()
-        stage.write("a.txt", b"a")
-        stage.text("answer", "hello")
-        stage.rest()
+        await delegates(stage)
 
     async with world(speaks) as it:
         session_id = await it.new(message="hello")
@@ -109,6 +107,34 @@ async def test_a_slow_store_delays_the_end_of_a_turn_and_nothing_that_is_heard_b
         it.store.let_go()
         (turn,) = await it.ended(session_id, 1)
         assert turn.status is TurnStatus.COMPLETED
+
+
+async def test_while_the_store_is_away_an_agent_that_hears_an_interrupt_keeps_its_sandbox() -> None:
+    begun, may_speak = asyncio.Event(), asyncio.Event()
+
+    async def obeys(stage: Stage) -> None:
+        begun.set()
+        await may_speak.wait()
+        stage.tell(AgentIdentity("agent"))
+        await stage.interrupted.wait()
+        stage.rest(TurnStatus.CANCELLED, stop_reason="interrupted")
+
+    async with world(obeys, interrupt_grace_s=0.2) as it:
+        session_id = await it.new(message="hello")
+        await begun.wait()
+        await it.reaches(session_id, Phase.RUNNING)
+        it.store.down = True
+        may_speak.set()
+        await eventually(lambda: it.store.refused)
+        await it.manager.interrupt(ANNA, session_id, None)
+        await asyncio.sleep(0.4)  # twice the grace
+        it.store.down = False
+        (turn,) = await it.ended(session_id, 1)
+        assert (turn.status, turn.stop_reason) == (TurnStatus.CANCELLED, "interrupted")
+        record = await it.store.load_session(session_id)
+        assert record is not None
+        assert record.agent_session_id == "agent"
+        assert it.sandboxes.living() == it.sandboxes.made[:1]
 
 
 class Counting(MemoryPersistence):
