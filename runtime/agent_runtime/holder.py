@@ -30,11 +30,14 @@ from agent_runtime.records import Phase, SandboxStatus, TurnError
 from agent_runtime.runner_feed import UNEXPECTED, AgentGone, Heard, RunnerFeed
 from agent_runtime.runner_link import Greeting, RunnerLink
 from agent_runtime.tasks import unhindered
-from agent_runtime.wake import Awake, Surroundings, find, rouse, wake, what_was_lost
+from agent_runtime.wake import Awake, Surroundings, find, give_up, rouse, wake, what_was_lost
 
 _log = structlog.get_logger(__name__)
 
 _ON_THE_WAY: Final = frozenset({Phase.RUNNING, Phase.READY, Phase.WAKING, Phase.HIBERNATED})
+_OF_NO_USE: Final = frozenset({"sandbox_lost", "sandbox_timeout"})
+_FIND_AGAIN_S: Final = (0.2, 1.0, 3.0)
+"""Pauses before a sandbox is tried again that could not be reached, and may live: its agent works."""
 _CATCH_UP_S: Final = 10.0
 """For what a runner said while nobody listened to be read; a whole journal takes about two."""
 
@@ -146,14 +149,24 @@ class Holder:
         return attached.lost
 
     async def find(self) -> Greeting | None:
-        """Attach again to the sandbox that the record names; how it stands, None where it is gone."""
-        try:
-            self._found = await find(self._recorder.record, self._around)
-        except RuntimeFault as fault:
-            _log.warning("sandbox_not_found_again", session_id=self._session_id, code=fault.code)
-            self._recorder.conversation.told_again()
-            return None
-        return self._found.greeting
+        """Attach again to the sandbox that the record names; how it stands, None where it is gone.
+
+        One that cannot be gone on in is ended.
+        """
+        record = self._recorder.record
+        for pause_s in (*_FIND_AGAIN_S, None):
+            try:
+                self._found = await find(record, self._around)
+            except RuntimeFault as fault:
+                _log.warning("sandbox_not_found_again", session_id=self._session_id, code=fault.code)
+                if fault.code in _OF_NO_USE or pause_s is None:
+                    break
+            else:
+                return self._found.greeting
+            await asyncio.sleep(pause_s)
+        await unhindered(give_up(record, self._around))
+        self._recorder.conversation.told_again()
+        return None
 
     def go_on(self, unfinished: Iterable[str]) -> None:
         """Hear what the sandbox that was found said meanwhile, silently; `caught_up` waits for the end.

@@ -107,14 +107,15 @@ class Loaded:
             await asyncio.sleep(max(idle_s / 4, _SHORTEST_SWEEP_S))
             for session in tuple(self._sessions.values()):
                 if session.quiet_s() >= idle_s and not viewed(session.session_id):
-                    await self._put_away(session)
+                    await self._put_away(session, idle_s)
 
-    async def _put_away(self, session: AgentSession) -> None:
+    async def _put_away(self, session: AgentSession, idle_s: float) -> None:
         async with self.lock(session.session_id):
-            if self._sessions.get(session.session_id) is session and session.quiet_s() > 0:
-                session.close(detach=True)
-                self._forget(session)
-                await self._config.log.drop(session.session_id)
+            if self._sessions.get(session.session_id) is not session or session.quiet_s() < idle_s:
+                return  # somebody came for it while we waited
+            session.close(detach=True)
+            self._forget(session)
+            await self._config.log.drop(session.session_id)
         record = session.recorder.record
         self._on_change(ClientSession.of(record, RuntimeStatus(is_loaded=False, phase=Phase.DORMANT)))
 
@@ -131,9 +132,9 @@ class Loaded:
         if self.closing:
             raise RuntimeFault("The runtime is stopping.", code="runtime_stopped", retryable=True)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something in the background until `close`."""
-        self._tasks.spawn(work)
+        return self._tasks.spawn(work)
 
     def find(self, session_id: str) -> AgentSession | None:
         """The session, if it is in memory."""
@@ -172,32 +173,31 @@ class Loaded:
     async def load(self, session_id: str) -> AgentSession:
         """The session in memory; whoever comes first loads it for all. Raises `NotFound`."""
         async with self.lock(session_id):
-            session = self._sessions.get(session_id)
-            if session is not None:
-                session.used_at = asyncio.get_running_loop().time()
-                return session
-            self.check_open()
-            record = await self._config.persistence.load_session(session_id)
-            if record is None:
-                raise NotFound.session(session_id)
-            agent = self.agent(record.architecture)
-            session = await load(
-                record, self._config, agent, profile=self._profile, on_change=self._on_change
-            )
-            self.check_open()  # nobody would end a session that `close` did not see
-            self._sessions[session_id] = session
-            running = self._tasks.spawn(self._run(session))
-            self._running.add(running)
-            running.add_done_callback(self._running.discard)
-            if not await session.taken_up():
+            session = self._sessions.get(session_id) or await self._begin(session_id)
+            session.used_at = asyncio.get_running_loop().time()
+            if not await session.taken_up():  # whoever loaded it may have been cancelled meanwhile
                 self.check_open()
                 raise PersistenceFault("The session could not be taken up; try again.")
             return session
 
+    async def _begin(self, session_id: str) -> AgentSession:
+        self.check_open()
+        record = await self._config.persistence.load_session(session_id)
+        if record is None:
+            raise NotFound.session(session_id)
+        agent = self.agent(record.architecture)
+        session = await load(record, self._config, agent, profile=self._profile, on_change=self._on_change)
+        self.check_open()  # nobody would end a session that `close` did not see
+        self._sessions[session_id] = session
+        running = self._tasks.spawn(self._run(session))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return session
+
     async def unload(self, session: AgentSession, why: TurnError | None) -> None:
         """Stop a session, save what it has, and let it go; at once where the store is damaged."""
         try:
-            if not session.recorder.is_hopeless:
+            if not session.recorder.is_hopeless and await session.taken_up():
                 await session.stop(why)
                 await session.recorder.flush()
         finally:
@@ -219,7 +219,9 @@ class Loaded:
             if not _is_of_the_store(error):
                 self._failures[session_id] = failures + 1
             if not self.closing:
-                self._tasks.spawn(self.load_again(session_id, _AGAIN_S * 2**failures))
+                self._tasks.spawn(self.load_again(session_id, min(_AGAIN_S * 2**failures, _AGAIN_MOST_S)))
+            # What is said until it is taken up is told to nobody: viewers need a snapshot.
+            await self._config.log.drop(session_id)
             raise
         else:
             self._failures.pop(session_id, None)
@@ -234,6 +236,7 @@ class Loaded:
                 async with self._taking_up:
                     await self.load(session_id)
             except (NotFound, AgentFault):
+                self._failures.pop(session_id, None)
                 return
             except RuntimeFault as fault:
                 if self.closing:

@@ -45,6 +45,7 @@ from agent_runtime.records import (
 )
 from agent_runtime.session import AgentSession, SendReceipt, WhenBusy
 from agent_runtime.takeover import Takeover
+from agent_runtime.wake import end_sandbox
 from agent_runtime.workspace import check_tree, file_of, safe_path
 
 _log = structlog.get_logger(__name__)
@@ -104,6 +105,7 @@ class SessionManager:
 
     async def stop_all(self) -> None:
         """End all sandboxes, and turns under way with `runtime_stopped`; only `close` may follow."""
+        await self._takeover.done()  # what was said while nobody listened is to be saved as well
         await self._loaded.stop_all(_STOPPED)
         await self._takeover.end_all()
 
@@ -205,13 +207,14 @@ class SessionManager:
     async def delete_session(self, principal: Principal, session_id: str) -> None:
         """End the sandbox and remove everything for ever. Raises `NotFound`, `PersistenceFault`."""
         async with self._loaded.lock(session_id):
-            await self._record(principal, session_id)
-            # First the store: when it does not answer, nothing has happened; and what the ending
-            # session would still save is not wanted.
+            record = await self._record(principal, session_id)
+            # First the store: when it does not answer, nothing has happened; nor is more to be saved.
             await self._persistence.delete_session(session_id)
             session = self._loaded.find(session_id)
             if session is not None:
                 await self._loaded.unload(session, None)
+            elif record.sandbox is not None:  # it is still to be taken up
+                await end_sandbox(self._config.sandboxes, record.sandbox)
             await self.log.drop(session_id)
         self._changes.tell(principal.owner, SessionChange("deleted", session_id, None))
 
@@ -255,8 +258,10 @@ class SessionManager:
 
     async def interrupt(self, principal: Principal, session_id: str, turn_id: str | None) -> bool:
         """Ask a turn to end; whether there was one. Raises `NotFound`."""
-        await self._record(principal, session_id)
+        record = await self._record(principal, session_id)
         session = self._loaded.find(session_id)
+        if session is None and (record.sandbox is not None or turn_id is not None):
+            session = await self._loaded.load(session_id)  # it is still to be taken up
         return session is not None and await session.taken_up() and session.interrupt(turn_id)
 
     async def turns(

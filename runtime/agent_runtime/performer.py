@@ -74,6 +74,7 @@ class Performer:
         self._session_id = recorder.session_id
         self._status_message: str | None = None
         self._changing_options = asyncio.Lock()
+        self._noting = False
         self._steering: dict[str, asyncio.Future[bool]] = {}
         self._how: dict[type, Callable[[Any], Awaitable[None]]] = {
             moves.Wake: self._begin_wake,
@@ -197,18 +198,27 @@ class Performer:
             self.holder.spawn("deliver", self._deliver(attached, effect.turn_id, self._turns.said))
 
     async def _deliver(self, attached: Attachment, turn_id: str, content: Content) -> None:
-        note = self._recorder.record.untold
-        if isinstance(content, str) and content.startswith("/"):
-            note = None  # an order to the agent must come as it is; the next message brings the note
         try:
-            await attached.deliver(turn_id, content, note=note)
+            await self._hand_over(attached, turn_id, content)
         except SandboxFault as fault:
             if attached is self.holder.attached:
                 lost = moves.SandboxLost(turn_error(fault), untouched=attached.untouched(turn_id))
                 self.machine.feed(lost)
-        else:
-            if note is not None:
-                await self._recorder.update_record(untold=None)
+
+    async def _hand_over(self, attached: Attachment, turn_id: str, content: Content) -> None:
+        """A message, behind what the agent is still to be told. Raises `SandboxFault`."""
+        note = None if self._noting else self._recorder.record.untold
+        if isinstance(content, str) and content.startswith("/"):
+            note = None  # an order to the agent must come as it is; the next message brings the note
+        if note is None:
+            return await attached.deliver(turn_id, content)
+        self._noting = True  # a message that is handed over meanwhile must not bring it too
+        try:
+            await attached.deliver(turn_id, content, note=note)
+            await self._recorder.update_record(untold=None)
+        finally:
+            self._noting = False
+        return None
 
     async def _begin_steering(self, effect: moves.Steer) -> None:
         waiting = self._turns.waiting(effect.turn_id)
@@ -220,7 +230,7 @@ class Performer:
     async def _steer(self, attached: Attachment, turn_id: str, content: Content) -> None:
         taken = False
         try:
-            await attached.deliver(turn_id, content)
+            await self._hand_over(attached, turn_id, content)
             taken = True
         except SandboxFault as fault:
             _log.info("not_steered", session_id=self._session_id, code=fault.code)

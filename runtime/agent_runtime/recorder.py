@@ -146,8 +146,12 @@ class Recorder:
         return self._unsaved_bytes > _UNSAVED_BYTES
 
     def _note_totals(self, event: MetadataUpdate) -> None:
-        """Running totals go into the record; they are saved with it at the end of the turn."""
-        names = ("usage", "cost_usd", "model", "context_tokens")
+        """Running totals go into the record; they are saved with it at the end of the turn.
+
+        The cost comes with the end itself: a record with the cost of a turn that has not ended would hide
+        it from whoever ends that turn after a restart.
+        """
+        names = ("usage", "model", "context_tokens")
         told = {name: value for name in names if (value := getattr(event, name)) is not None}
         self.record = self.record.model_copy(update=told)
 

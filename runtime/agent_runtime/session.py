@@ -215,7 +215,7 @@ class AgentSession:
 
     def quiet_s(self) -> float:
         """For how long nobody used the session; 0 while it has a sandbox, or anything to do or to save."""
-        if self._machine.state.phase not in _ASLEEP or self.recorder.dirty:
+        if self._machine.state.phase not in _ASLEEP or self.recorder.dirty or self._turns.accepting:
             return 0.0
         return asyncio.get_running_loop().time() - max(self.used_at, self._machine.moved_at)
 

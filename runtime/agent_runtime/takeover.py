@@ -9,6 +9,7 @@ to be on its way. Who wants nothing to go on ends them all.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -19,10 +20,13 @@ from agent_runtime.config import RuntimeConfig
 from agent_runtime.errors import PersistenceFault, RuntimeFault
 from agent_runtime.loading import Loaded
 from agent_runtime.records import SandboxRef, SessionRecord
+from agent_runtime.wake import end_sandbox
 
 _log = structlog.get_logger(__name__)
 
 _ASK_AGAIN_S: Final = 0.5
+_TAKEN_UP_S: Final = 15.0
+"""For all that was left to be taken up, when somebody wants it stopped; a session needs some seconds."""
 _REAP_S: Final = 60.0
 """How often sandboxes are compared with sessions, after the start."""
 _SPARED_S: Final = 30.0
@@ -35,21 +39,38 @@ class Takeover:
     def __init__(self, config: RuntimeConfig, loaded: Loaded) -> None:
         self._config = config
         self._loaded = loaded
+        self._known = asyncio.Event()
+        self._loads: dict[asyncio.Task[None], str | None] = {}
+        self._left: set[str | None] = set()
 
     async def begin(self) -> None:
         """Look what is there, before there is anything new; the rest happens in the background."""
         living = await self._config.sandboxes.list(self._config.runtime_id)
+        self._left = {ref.sandbox_id for ref in living}
         self._loaded.spawn(self._run(living))
 
+    async def done(self) -> None:
+        """Return when all that was left is taken up, or it takes too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TAKEN_UP_S):
+                await self._known.wait()
+                if self._loads:
+                    await asyncio.wait(self._loads)
+        self._left -= {sandbox_id for load, sandbox_id in self._loads.items() if load.done()}
+
     async def end_all(self) -> None:
-        """End every sandbox that is left."""
+        """End every sandbox that is left, but for those whose content could not be saved in time."""
         for ref in await self._config.sandboxes.list(self._config.runtime_id):
-            await self._end(ref)
+            if not (self._loaded.holds(ref.sandbox_id) or ref.sandbox_id in self._left):
+                await end_sandbox(self._config.sandboxes, ref)
 
     async def _run(self, living: tuple[SandboxRef, ...]) -> None:
         unfinished = await self._unfinished()
         for record in unfinished:
-            self._loaded.spawn(self._loaded.load_again(record.session_id))
+            load = self._loaded.spawn(self._loaded.load_again(record.session_id))
+            self._loads[load] = record.sandbox.sandbox_id if record.sandbox is not None else None
+        self._left = set(self._loads.values())
+        self._known.set()
         await self._end_unknown(living, unfinished)
         while True:
             await asyncio.sleep(_REAP_S)
@@ -71,7 +92,7 @@ class Takeover:
         for ref in refs:
             if ref.sandbox_id not in known and not self._loaded.holds(ref.sandbox_id):
                 _log.warning("unknown_sandbox_ended", sandbox_id=ref.sandbox_id)
-                await self._end(ref)
+                await end_sandbox(self._config.sandboxes, ref)
 
     async def _unfinished(self) -> tuple[SessionRecord, ...]:
         """Ask until the store answers: it may be a moment later than we are."""
@@ -81,10 +102,3 @@ class Takeover:
             except PersistenceFault as fault:
                 _log.warning("unfinished_sessions_not_known", code=fault.code, reason=fault.detail)
             await asyncio.sleep(_ASK_AGAIN_S)
-
-    async def _end(self, ref: SandboxRef) -> None:
-        try:
-            sandbox = await self._config.sandboxes.attach(ref)
-            await sandbox.stop()
-        except RuntimeFault as fault:
-            _log.warning("sandbox_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)

@@ -79,6 +79,11 @@ class Turns:
             self._waiting[turn.turn_id] = turn
             return turn, False
 
+    @property
+    def accepting(self) -> bool:
+        """Whether a message is just being made durable."""
+        return self._accepting.locked()
+
     async def _find(self, message_id: str) -> Turn | None:
         return await self._recorder.once(
             lambda: self._persistence.find_turn(self._recorder.session_id, message_id)

@@ -30,7 +30,7 @@ from agent_runtime.ports import (
 )
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import SessionRecord
+from agent_runtime.records import SandboxRef, SessionRecord
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.tasks import unhindered
 from agent_runtime.workspace import content_of
@@ -139,6 +139,25 @@ async def find(record: SessionRecord, around: Surroundings) -> RunnerLink:
     return await RunnerLink.resume(
         sandbox, after=record.checkpoint.offset, max_file_bytes=around.file_rules.max_file_bytes
     )
+
+
+async def give_up(record: SessionRecord, around: Surroundings) -> None:
+    """Leave nothing of a sandbox that could not be attached to again: nobody will know of it."""
+    try:
+        if record.sandbox is not None:
+            await end_sandbox(around.sandboxes, record.sandbox)
+    finally:
+        await around.gateway.close(record.session_id)
+
+
+async def end_sandbox(sandboxes: SandboxProvider, ref: SandboxRef) -> None:
+    """End a sandbox that no session has in hand. Raises no `RuntimeFault`."""
+    try:
+        sandbox = await sandboxes.attach(ref)
+        await sandbox.stop()
+    except RuntimeFault as fault:
+        if fault.code != "sandbox_lost":
+            _log.warning("sandbox_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
 
 
 async def _start_agent(

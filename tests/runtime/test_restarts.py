@@ -210,7 +210,8 @@ async def test_a_store_that_breaks_its_promises_ends_the_session_and_leaves_no_s
         it.store.breaks = None
         await eventually_unloaded(it, session_id)
         await it.send(session_id, "works again")
-        lost, works = (await it.ended(session_id, 3))[1:]
+        await it.reaches(session_id, Phase.READY)
+        _, lost, works = await it.turns(session_id)
         assert lost.error is not None
         assert lost.error.code == "sandbox_lost"
         assert works.status is TurnStatus.COMPLETED
