@@ -25,9 +25,7 @@ from agent_runtime.records import (
     Phase,
     RuntimeStatus,
     SessionRecord,
-    Turn,
     TurnError,
-    TurnStatus,
 )
 from agent_runtime.session import AgentSession
 from agent_runtime.tasks import Tasks
@@ -48,9 +46,6 @@ _FORGIVEN_S: Final = 60.0
 _AGAIN_S: Final = 0.2
 _AGAIN_MOST_S: Final = 10.0
 _BLOCKS: Final = 200
-_TURNS: Final = 100
-"""How many are read at once in search of unfinished ones; a queue is shorter (`turns.MAX_WAITING`)."""
-_UNFINISHED: Final = frozenset({TurnStatus.QUEUED, TurnStatus.RUNNING})
 
 
 class Loaded:
@@ -286,7 +281,7 @@ async def load(
         Turns(recorder, store, next_index=newest[-1].index + 1 if newest else 0),
         _surroundings(config, agent),
         profile=profile,
-        unfinished=await _unfinished(store, record.session_id),
+        unfinished=await store.unfinished_turns(record.session_id),
         on_change=on_change,
     )
 
@@ -299,18 +294,6 @@ async def _newest_blocks(store: PersistenceAdapter, record: SessionRecord) -> Bl
         older = await store.load_blocks(record.session_id, limit=_BLOCKS, before=page.blocks[0].index)
         page = BlockPage(older.blocks + page.blocks, older.has_more)
     return page
-
-
-async def _unfinished(store: PersistenceAdapter, session_id: str) -> tuple[Turn, ...]:
-    """The turns that are queued or under way, in order: as far back as each page holds one."""
-    found: tuple[Turn, ...] = ()
-    before: int | None = None
-    while True:
-        page = await store.load_turns(session_id, limit=_TURNS, before=before)
-        unfinished = tuple(turn for turn in page if turn.status in _UNFINISHED)
-        if not unfinished:
-            return found
-        found, before = unfinished + found, page[0].index
 
 
 def _surroundings(config: RuntimeConfig, agent: Agent) -> Surroundings:

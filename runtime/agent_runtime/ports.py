@@ -138,6 +138,10 @@ class PersistenceAdapter(Protocol):
         """The newest `limit` turns with `index < before` (None: the newest of all), in rising index."""
         ...
 
+    async def unfinished_turns(self, session_id: str) -> tuple[Turn, ...]:
+        """The turns that are queued or running, in rising index, however many others came after them."""
+        ...
+
     async def find_turn(self, session_id: str, message_id: str) -> Turn | None:
         """The turn that a client's `message_id` began, or None. A repeated send is known by this."""
 

@@ -19,7 +19,7 @@ from tests.runtime.scripts import Curtain
 from tests.runtime.world import ANNA, World, killed, runtime
 from tests.waiting import eventually
 
-LOADING = ["load_session", "load_manifest", "load_turns", "load_blocks"]
+LOADING = ["load_session", "load_manifest", "load_turns", "unfinished_turns", "load_blocks"]
 WAKING = ["load_transcript", "load_file"]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agent_runtime.events import MetadataUpdate
+from agent_runtime.ports import AgentTookIn
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
@@ -124,6 +125,31 @@ async def test_stopping_all_right_at_the_start_loses_nothing_that_was_said_meanw
             assert not sandboxes.living()
         await store.open()
         assert [file.path for file in await store.load_manifest(session_id)] == ["a.txt"]
+
+
+async def test_a_long_turn_with_many_that_joined_it_is_known_after_a_kill() -> None:
+    curtain, store = Curtain(), MemoryPersistence()
+
+    async def script(stage: Stage) -> None:
+        if stage.message == "join":
+            stage.tell(AgentTookIn(stage.turn_id))
+        else:
+            await curtain(stage)
+
+    async with ScriptedSandboxes(script) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as it:
+            session_id = await it.new(message="hello")
+            await curtain.playing()
+            for number in range(120):
+                await it.send(session_id, "join", when_busy="steer")
+                await it.reaches_events(session_id, "turn_end", number + 1)
+            await killed(it)
+        async with runtime(sandboxes, store) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            assert await it.phase(session_id) is Phase.RUNNING
+            curtain.raised.set()
+            (turn,) = await it.ended(session_id, 1)
+            assert turn.status is TurnStatus.COMPLETED
 
 
 # Failing.

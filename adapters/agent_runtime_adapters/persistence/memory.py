@@ -190,6 +190,12 @@ class MemoryPersistence:
         )
         return tuple(decode(TURN, text) for _, text in found[max(0, len(found) - bounded(limit)) :])
 
+    async def unfinished_turns(self, session_id: str) -> tuple[Turn, ...]:
+        """The turns that are queued or running, in rising index."""
+        kept = self._find(session_id)
+        found = sorted(kept.turns[turn_id][::2] for turn_id in kept.unfinished_turns) if kept else []
+        return tuple(decode(TURN, text) for _, text in found)
+
     async def find_turn(self, session_id: str, message_id: str) -> Turn | None:
         """The first turn that a client's `message_id` began, or None."""
         kept = self._find(session_id)

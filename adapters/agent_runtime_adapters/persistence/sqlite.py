@@ -33,6 +33,7 @@ from agent_runtime_adapters.persistence.json_rows import (
 from agent_runtime_adapters.persistence.paging import LARGEST, bounded, from_cursor, session_key, to_cursor
 from agent_runtime_adapters.persistence.sqlite_database import FilesInPlace, open_connections, translating
 from agent_runtime_adapters.persistence.sqlite_rows import (
+    FIND_UNFINISHED_TURNS,
     as_bytes,
     as_text,
     facts_and_content,
@@ -234,6 +235,15 @@ class SqlitePersistence:
                 (as_text(session_id), below, bounded(limit)),
             )
             return tuple(decode(TURN, text) for (text,) in rows)[::-1]
+
+        return await self._read(job)
+
+    async def unfinished_turns(self, session_id: str) -> tuple[Turn, ...]:
+        """The turns that are queued or running, in rising index."""
+
+        def job(db: sqlite3.Connection) -> tuple[Turn, ...]:
+            rows = db.execute(FIND_UNFINISHED_TURNS, (as_text(session_id),))
+            return tuple(decode(TURN, text) for (text,) in rows)
 
         return await self._read(job)
 

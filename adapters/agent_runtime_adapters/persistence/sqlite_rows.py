@@ -26,6 +26,11 @@ FIND_UNFINISHED: Final = (
     " UNION SELECT session FROM turns WHERE is_unfinished = 1)"
 )
 """Reads two indexes that hold nothing else (`schema-0002.sql`), and then the sessions that they name."""
+FIND_UNFINISHED_TURNS: Final = (
+    "SELECT turn FROM turns WHERE is_unfinished = 1"
+    " AND session = (SELECT number FROM sessions WHERE session_id = ?) ORDER BY turn_index"
+)
+"""Reads one of these indexes."""
 
 
 def session_number(db: sqlite3.Connection, session_id: str) -> int:

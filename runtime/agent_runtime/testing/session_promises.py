@@ -130,6 +130,25 @@ class UnfinishedPromises(Promises):
         assert {record.session_id for record in found} == expected
 
     @story
+    async def test_turns_that_are_not_over_are_found_behind_many_that_are(
+        self, store: PersistenceAdapter
+    ) -> None:
+        """In rising index, those of this session only, and as they stand."""
+        for sid in (SID, "other"):
+            await store.create_session(samples.session(sid))
+            assert await store.unfinished_turns(sid) == ()
+        await store.save_turn("other", samples.turn(status=TurnStatus.RUNNING))
+        await store.save_turn(SID, waiting := samples.turn(7, status=TurnStatus.QUEUED))
+        await store.save_turn(SID, samples.turn(2, status=TurnStatus.QUEUED))
+        for index in range(8, 150):
+            await store.save_turn(SID, samples.turn(index, status=TurnStatus.COMPLETED))
+        await store.save_turn(SID, running := samples.turn(2, status=TurnStatus.RUNNING))
+        assert await store.unfinished_turns(SID) == (running, waiting)
+        await store.save_turn(SID, samples.turn(2, status=TurnStatus.FAILED))
+        assert await store.unfinished_turns(SID) == (waiting,)
+        assert await store.unfinished_turns("nobody") == ()
+
+    @story
     async def test_a_session_is_unfinished_for_as_long_as_it_is_so(self, store: PersistenceAdapter) -> None:
         """Turns begin and end, sandboxes come and go; the record is the newest one."""
         await store.create_session(samples.session(SID))
