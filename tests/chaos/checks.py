@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
-from tests.chaos.story import Sent, Story, processes_below
+from agent_runtime_sandbox.drivers.scripted import digest
+from tests.chaos.story import GIVEN, Deed, Sent, Story, processes_below
 
 Told = dict[str, Any]
 FINAL = {"completed", "failed", "cancelled"}
-CAUSES_OF = {
-    "cancelled": {"interrupt", "stop"},
-    "failed": {"kill-sandbox", "stop", "exit"},
-}
+TOGETHER = timedelta(seconds=1)
+"""What waits for a sandbox fails with it: ends so near to each other may have one cause."""
 
 
 async def wrong(story: Story) -> list[str]:
@@ -34,12 +33,17 @@ async def wrong(story: Story) -> list[str]:
         found += _blocks(story, session, fresh["blocks"])
         found += _agents(story, session, fresh["blocks"])
         found += _sandboxes(story, session)
+    if sorted(story.listed) != sorted(story.sessions):
+        found.append(f"there are the sessions {story.listed}, made and kept were {story.sessions}")
     await story.end()
     store = SqlitePersistence(story.data / "agent-runtime.db")
     await store.open()
     try:
         for session in range(len(story.fresh)):
             found += await _stored(story, session, store, workspaces[session])
+        for session_id in story.doomed:
+            if await store.load_session(session_id) is not None or await store.load_manifest(session_id):
+                found.append(f"{session_id} was deleted and is still in the store")
     finally:
         await store.close()
     return found + [defect for defect in story.defects if defect not in found]
@@ -49,9 +53,9 @@ def _viewers(story: Story, session: int, fresh: Told) -> Iterator[str]:
     files = {file["path"]: file["sha256"] for file in fresh["files"]}
     shown = [fresh["blocks"], fresh["queue"], files, fresh["session"]["runtime"]["phase"]]
     told = json.dumps(shown, sort_keys=True).encode()
-    for viewer in story.viewers[session]:
-        if viewer.state.bytes() != told:
-            difference = _difference(viewer.state.bytes(), told)
+    for viewer, seen in zip(story.viewers[session], story.seen[session], strict=True):
+        if seen != told:
+            difference = _difference(seen, told)
             yield f"viewer {viewer.name} differs from a fresh snapshot: {difference}"
 
 
@@ -86,22 +90,62 @@ def _messages(story: Story, session: int) -> Iterator[str]:
 
 
 def _turns(story: Story, session: int) -> Iterator[str]:
-    """Each has a final status, and one that did not complete has a cause."""
-    orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
+    """Each has a final status, and one that did not complete has a cause of its own."""
+    orders = {sent.said.order.message_id: sent for sent in _sent(story, session)}
+    causes = _Causes(story, session)
     for turn in story.turns[session]:
-        status, order = turn["status"], orders.get(turn.get("messageId"))
-        if status not in FINAL:
-            yield f"a turn is {status} for ever: {turn}"
-            continue
-        if status == "completed" or order is None:
-            continue
+        if turn["status"] not in FINAL:
+            yield f"a turn is {turn['status']} for ever: {turn}"
+        elif turn.get("stopReason") == "steered" and orders[turn["messageId"]].when_busy != "steer":
+            yield f"{turn['messageId']} was steered, which nobody asked for"
+    ended = [turn for turn in story.turns[session] if turn["status"] in {"failed", "cancelled"}]
+    for turn in sorted(ended, key=lambda turn: str(turn["endedAt"])):
+        if turn.get("messageId") in orders and not causes.excuse(turn):
+            what = f"{turn['messageId']} {turn['status']} without a cause"
+            yield f"{what}: {turn.get('error')}; {causes.left()}"
+
+
+class _Causes:
+    """The deeds of a session, each of which excuses one turn; a stop all those that it met.
+
+    Turns are to be asked for in the order of their ends: then taking any deed is never a mistake.
+    """
+
+    def __init__(self, story: Story, session: int) -> None:
+        self._deeds = [deed for deed in story.deeds if deed.session == session]
+        exits = [sent for sent in _sent(story, session) if sent.said.order.fate == "exits"]
+        self._exits = {sent.said.order.message_id for sent in exits}
+        self._strays = [sent.turn_id for sent in exits if sent.when_busy == "steer"]
+        self._failed_with: datetime | None = None
+
+    def excuse(self, turn: Told) -> bool:
         ended = datetime.fromisoformat(turn["endedAt"]) + timedelta(milliseconds=2)  # it is cut to whole ones
-        deeds = {deed.what for deed in story.deeds if deed.session == session and deed.at <= ended}
-        if any(sent.said.order.fate == "exits" for sent in _sent(story, session)):
-            deeds.add("exit")
-        if not deeds & CAUSES_OF[status]:
-            why = f"{turn.get('error')}; done before: {sorted(deeds)}"
-            yield f"{turn['messageId']} {status} without a cause: {why}"
+        past = [deed for deed in self._deeds if deed.at <= ended]
+        if any(d.what == "stop" and (d.until is None or ended <= d.until + TOGETHER) for d in past):
+            return True
+        if turn["status"] == "cancelled":
+            mine = [deed for deed in past if deed.turn_id == turn["turnId"]]
+            return self._use(mine, past, {"interrupt", "withdraw"})
+        if turn["messageId"] in self._exits:
+            return True
+        if self._failed_with is not None and ended <= self._failed_with + TOGETHER:
+            return True
+        if self._use([], past, {"kill-sandbox"}):
+            self._failed_with = ended
+            return True
+        return bool(self._strays and self._strays.pop())
+
+    def left(self) -> str:
+        """What is there to excuse others."""
+        return f"left are {[(deed.what, deed.at.isoformat(), deed.turn_id) for deed in self._deeds]}"
+
+    def _use(self, mine: list[Deed], past: list[Deed], kinds: set[str]) -> bool:
+        """Use up the deed that was meant for a turn, else one that was meant for whichever."""
+        for deed in (*mine, *(deed for deed in past if deed.turn_id is None)):
+            if deed.what in kinds:
+                self._deeds.remove(deed)
+                return True
+        return False
 
 
 def _blocks(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
@@ -184,8 +228,10 @@ def _begun_of(turn: Told, expected: tuple[Told, ...], bare: list[Told]) -> Itera
 
 def _agents(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
     """An agent changes only where something was done to it; to the runtime alone is nothing to it."""
+    if story.plan.idle:
+        return
     names = list(dict.fromkeys(block["message"] for block in blocks if block.get("subtype") == "agent"))
-    ends = {"kill-sandbox", "stop", "interrupt"}
+    ends = {"kill-sandbox", "stop", "interrupt", "withdraw"}
     deeds = sum(deed.session == session and deed.what in ends for deed in story.deeds)
     exits = sum(sent.said.order.fate == "exits" for sent in _sent(story, session))
     if len(names) > 1 + deeds + exits:
@@ -210,15 +256,18 @@ async def _stored(
         found.append(f"session {session}: the store's manifest is not what was told")
     if workspace is not None and workspace != manifest:
         found.append(f"session {session}: the workspace holds {workspace}, the store {manifest}")
+    transcript = (await store.load_transcript(session_id)).get("main", [])
+    record = await store.load_session(session_id)
+    found += _options(story, session, transcript, record.session_options if record is not None else {})
     return (
         found
-        + list(_transcript(story, session, await store.load_transcript(session_id)))
+        + list(_transcript(story, session, transcript))
+        + list(_heard(story, session, transcript))
         + list(_files(story, session, manifest))
     )
 
 
-def _transcript(story: Story, session: int, transcript: dict[str, list[Told]]) -> Iterator[str]:
-    entries = transcript.get("main", [])
+def _transcript(story: Story, session: int, entries: list[Told]) -> Iterator[str]:
     places = [entry["n"] for entry in entries]
     if places != list(range(len(places))):
         yield f"session {session}: transcript entries {places}"
@@ -233,12 +282,53 @@ def _transcript(story: Story, session: int, transcript: dict[str, list[Told]]) -
             yield f"{order.message_id} has {count} entries in the transcript, not {order.entries}"
 
 
+def _heard(story: Story, session: int, entries: list[Told]) -> Iterator[str]:
+    """What was said reached the agent once, and each agent began with all that was remembered until then."""
+    orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
+    heard = [entry for entry in entries if "heard" in entry]
+    times = Counter(entry["turn"] for entry in heard)
+    lossy = any(deed.what == "kill-sandbox" and deed.session == session for deed in story.deeds)
+    for turn in story.turns[session]:
+        order, count = orders.get(turn.get("messageId")), times[turn["turnId"]]
+        steered = turn.get("stopReason") == "steered"
+        if count > 1 or (not count and turn["status"] == "completed" and not (steered and lossy)):
+            how = turn.get("stopReason") or turn["status"]
+            yield f"{turn.get('messageId')} ({how}) was heard {count} times"
+        wanted = None if order is None else hashlib.sha256(order.text.encode()).hexdigest()
+        if any(entry["heard"] != wanted for entry in heard if entry["turn"] == turn["turnId"]):
+            yield f"{turn.get('messageId')} was not heard as it was said"
+    begun: set[str] = set()
+    for place, entry in enumerate(entries):
+        if "heard" in entry and entry["agent"] not in begun:
+            begun.add(entry["agent"])
+            if entry["recalled"] != digest(entries[:place]):
+                yield f"session {session}: agent {len(begun)} did not recall the {place} entries before it"
+
+
+def _options(story: Story, session: int, entries: list[Told], stored: Told) -> Iterator[str]:
+    """The last wish counts; an agent knows of each that was acknowledged before its turn began."""
+    wishes = story.wishes[session]
+    if wishes and stored.get("mood") != wishes[-1].mood:
+        yield f"session {session}: the last option was {wishes[-1].mood}, stored is {stored}"
+    moods = {entry["turn"]: entry["mood"] for entry in entries if "heard" in entry}
+    for turn in story.turns[session]:
+        began = datetime.fromisoformat(turn["startedAt"])
+        before = [wish.mood for wish in wishes if wish.acknowledged < began]
+        mood = moods.get(turn["turnId"])
+        if not before or mood is None or turn.get("stopReason") == "steered":
+            continue
+        if not isinstance(mood, int) or mood < before[-1]:
+            yield f"{turn.get('messageId')} began after option {before[-1]} with {mood}"
+
+
 def _files(story: Story, session: int, manifest: dict[str, str]) -> Iterator[str]:
-    """What completed turns wrote is kept, but for files that others write too."""
+    """What completed turns wrote is kept, but for files that others write too; so is what a client gave."""
+    if manifest.get(GIVEN["path"]) != hashlib.sha256(GIVEN["content"].encode()).hexdigest():
+        yield f"session {session}: the file that the client gave is {manifest.get(GIVEN['path'])}"
     orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
     for turn in story.turns[session]:
         order = orders.get(turn.get("messageId"))
-        if order is None or turn["status"] != "completed":
+        if order is None or turn["status"] != "completed" or turn.get("stopReason") == "steered":
             continue
         for file in order.files:
             sha256 = hashlib.sha256(file.text.encode()).hexdigest()

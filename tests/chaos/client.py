@@ -124,6 +124,8 @@ class Viewer:
         self._connection: Connection | None = None
         self._joined = False
         self._left = False
+        self._here = asyncio.Event()
+        self._here.set()
         self._early: list[Told] = []
         self._hole = asyncio.Event()
 
@@ -131,6 +133,7 @@ class Viewer:
         """Until `leave`: connect, join with the position, follow; again when it breaks."""
         async with aiohttp.ClientSession() as http:
             while not self._left:
+                await self._here.wait()
                 with suppress(Gone):
                     await self._follow(http)
                 self._connection, self._joined = None, False
@@ -139,6 +142,13 @@ class Viewer:
     def leave(self) -> None:
         """End `watch`, together with a cancellation: one that meets a lost connection may go unheard."""
         self._left = True
+
+    async def look_away(self, for_s: float) -> None:
+        """Leave the session alone for a while; then come back with the last position."""
+        self._here.clear()
+        self._hole.set()
+        await asyncio.sleep(for_s)
+        self._here.set()
 
     async def call(self, command: str, payload: Told, within_s: float = 3.0) -> Told:
         """Through the connection of the moment. Raises `Gone`."""
@@ -154,6 +164,8 @@ class Viewer:
                 await self._join(connection)
                 self._connection = connection
                 await self._hole.wait()
+                if not self._here.is_set():
+                    raise Gone
 
     async def _join(self, connection: Connection) -> None:
         self._joined, self._early = False, []

@@ -15,7 +15,11 @@ class Hole(Exception):
 
 
 class Folded:
-    """The state of one session as one viewer knows it; `ends` counts the `turn_end`s that it was told."""
+    """The state of one session as one viewer knows it; `ends` counts the `turn_end`s that it was told.
+
+    `home` is the sandbox with an agent that it knows of, `left` the one that `workspace_restored` told of
+    last, `moved` counts these, `hibernated` the times that it saw an agent ended for idleness.
+    """
 
     def __init__(self) -> None:
         self.epoch = ""
@@ -25,6 +29,10 @@ class Folded:
         self.files: dict[str, str] = {}
         self.phase = ""
         self.ends: dict[tuple[str, str], int] = {}
+        self.home: str | None = None
+        self.left: str | None = None
+        self.hibernated = 0
+        self.moved = 0
 
     @property
     def position(self) -> str | None:
@@ -37,6 +45,8 @@ class Folded:
             self.queue = ack["queue"]
             self.files = {file["path"]: file["sha256"] for file in ack["files"]}
             self.phase = ack["session"]["runtime"]["phase"]
+            self.home = self.left = None
+            self._settle(ack["session"]["runtime"])
         else:
             assert ack["position"].split(":")[0] == self.epoch, "a replay of another epoch"
             for event in ack["events"]:
@@ -69,7 +79,15 @@ class Folded:
             case "queue_changed":
                 self.queue = event["queue"]
             case "session_status":
+                self.hibernated += (self.phase, event["runtime"]["phase"]) == ("ready", "hibernated")
                 self.phase = event["runtime"]["phase"]
+                self._settle(event["runtime"])
+            case "workspace_restored":
+                assert self.home in {None, event["fromSandboxId"]}, (
+                    "restored from a sandbox that was not the last"
+                )
+                self.home, self.left = None, event["fromSandboxId"]
+                self.moved += 1
             case "file_changed" if event["change"] == "deleted":
                 self.files.pop(event["file"]["path"], None)
             case "file_changed":
@@ -78,6 +96,14 @@ class Folded:
                 key = (event["epoch"], event["turn"]["turnId"])
                 self.ends[key] = self.ends.get(key, 0) + 1
                 assert self.ends[key] == 1, f"turn {key} ended twice"
+
+    def _settle(self, runtime: Told) -> None:
+        """A sandbox with an agent is the one of before, or it was told that it is another."""
+        if runtime["phase"] in {"ready", "running", "hibernated"} and runtime["sandbox"] is not None:
+            here = runtime["sandbox"]["sandboxId"]
+            assert self.home in {None, here}, "another sandbox in silence"
+            assert here != self.left, "restored, and in the same sandbox as before"
+            self.home = here
 
 
 def _change(block: Told, event: Told) -> None:

@@ -22,11 +22,21 @@ from agent_runtime.blocks import (
 )
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, MetadataUpdate, TextDelta
 from agent_runtime.frozen import Frozen
-from agent_runtime.ports import AgentIdentity, AgentTurnEnded, Translated
+from agent_runtime.ports import AgentIdentity, AgentTookIn, AgentTurnEnded, Translated
 from agent_runtime.records import TurnStatus, Usage
 from agent_runtime.testing.scripted_agent import line_of
 
 AGENT_ID = "chaos"
+HEARD = {
+    "n": "$PLACE",
+    "turn": "$MESSAGE",
+    "heard": "$HEARD",
+    "notes": "$NOTES",
+    "agent": "$AGENT",
+    "recalled": "$RECALLED",
+    "mood": "$OPTION:mood",
+}
+"""The entry that an agent remembers when it hears a message: what it heard, and what it knew then."""
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 Step = dict[str, Any]
 
@@ -67,13 +77,18 @@ class Composer:
         self._say(AgentIdentity(AGENT_ID))
         who = System(id=f"{self._name}-who", subtype="agent", message="$AGENT", timestamp=AT)
         self._whole(who)
+        self.steps.append({"remember": [HEARD]})
+        self.entries += 1
         for _ in range(parts):
-            self._dice.choice(
-                [self._text, self._text, self._thought, self._tool, self._file, self._subagent]
-            )()
+            kinds = [self._text, self._text, self._thought, self._tool, self._file, self._subagent]
+            self._dice.choice(kinds)()
+            if self._dice.random() < 0.5:
+                self._take_in()
             if self._dice.random() < 0.5:
                 self._remember()
         self._remember()
+        if self._dice.random() < 0.5:
+            self._take_in()
 
     def _next(self, kind: str) -> str:
         self._count += 1
@@ -151,6 +166,10 @@ class Composer:
         self._whole(ToolResult(id=f"{call}:result", timestamp=AT, tool_use_id=call, output="well"))
         self._updated(use, status="success")
 
+    def _take_in(self) -> None:
+        """What was said meanwhile becomes part of this turn."""
+        self.steps.append({"takeIn": HEARD, "line": line_of(AgentTookIn("$MESSAGE"))})
+
     def _remember(self) -> None:
         count = self._dice.randrange(1, 4)
         self.steps.append({"remember": [{"n": "$PLACE", "turn": "$MESSAGE"}] * count})
@@ -194,4 +213,4 @@ def order(message_id: str, dice: random.Random, *, parts: int, pause_s: float, f
 
 
 def _ended(status: str) -> Step:
-    return line_of(AgentTurnEnded(status=TurnStatus(status), message_ids=("$MESSAGE",)))
+    return line_of(AgentTurnEnded(status=TurnStatus(status))) | {"messageIds": "$MESSAGES"}

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tests.chaos.orders import Order, order
 
-SEAMS = ("socket", "log", "store", "channel", "sandbox", "agent", "runtime")
+SEAMS = ("socket", "log", "store", "channel", "sandbox", "agent", "runtime", "idle", "client")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,19 @@ class Strike:
     """Something that happens at a moment. `session` is for those that concern one."""
 
     at: float
-    what: Literal["interrupt", "kill-sandbox", "stop", "prewarm", "cut-all"]
+    what: Literal[
+        "interrupt", "kill-sandbox", "stop", "prewarm", "cut-all", "withdraw", "look-away", "options"
+    ]
     session: int = 0
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A session of its own that is made, told something, and deleted so long after."""
+
+    at: float
+    order: Order
+    deleted_after: float
 
 
 @dataclass(frozen=True)
@@ -60,12 +71,18 @@ class Plan:
     rates: dict[str, float]
     socket_rate: float
     log_bytes: int
+    idle: dict[str, float]
+    doomed: tuple[Doomed, ...]
 
     def told(self) -> str:
         """For whoever reads of a failure."""
         shape = f"{self.provider}, {self.sessions} sessions x {self.viewers} viewers, {self.lasts:.1f} s"
         rates = f"socket {self.socket_rate:.2f}, log of {self.log_bytes} bytes, rates {self.rates}"
-        lines = [f"seed {self.seed}: {shape}, {rates}"]
+        lines = [f"seed {self.seed}: {shape}, {rates}, idle {self.idle}"]
+        lines += [
+            f"  {each.at:5.2f} a session that is deleted {each.deleted_after:.2f} s later"
+            for each in self.doomed
+        ]
         lines += [
             f"  {said.at:5.2f} session {said.session}: {said.order.message_id} by viewer {said.viewer}, "
             f"{said.when_busy}, {said.order.fate}"
@@ -81,7 +98,7 @@ class Plan:
     def without(self, *seams: str) -> "Plan":
         """The same story with some seams left in peace; to find out which one matters."""
         rates = {seam: 0.0 if seam in seams else rate for seam, rate in self.rates.items()}
-        gone = {"sandbox": {"kill-sandbox"}, "agent": set[str](), "socket": {"cut-all"}}
+        gone = {"sandbox": {"kill-sandbox"}, "socket": {"cut-all"}, "client": {"withdraw", "options"}}
         kept = {what for seam in seams for what in gone.get(seam, ())}
         return replace(
             self,
@@ -89,6 +106,8 @@ class Plan:
             socket_rate=0.0 if "socket" in seams else self.socket_rate,
             strikes=tuple(strike for strike in self.strikes if strike.what not in kept),
             blows=() if "runtime" in seams else self.blows,
+            idle={} if "idle" in seams else self.idle,
+            doomed=() if "client" in seams else self.doomed,
         )
 
 
@@ -104,7 +123,8 @@ def plan(seed: int, *, lasts: float = 2.5, provider: Literal["unsafe", "local"] 
         sessions=sessions,
         viewers=viewers,
         said=_said(seed, dice["orders"], dice["agent"], sessions=sessions, viewers=viewers, lasts=lasts),
-        strikes=_strikes(dice["sandbox"], dice["socket"], sessions, lasts),
+        strikes=_strikes(dice["sandbox"], dice["socket"], sessions, lasts)
+        + _wishes(dice["client"], sessions, lasts),
         blows=_blows(dice["runtime"], lasts),
         rates={
             "store": _rate(dice["store"], 0.1),
@@ -113,6 +133,8 @@ def plan(seed: int, *, lasts: float = 2.5, provider: Literal["unsafe", "local"] 
         },
         socket_rate=_rate(dice["socket"], 0.9),
         log_bytes=dice["log"].choice([10_000, 60_000, 8 * 1024 * 1024]),
+        idle=_idle(dice["idle"]),
+        doomed=_doomed(seed, dice["client"], lasts),
     )
 
 
@@ -132,11 +154,14 @@ def _said(
                 f"m{seed}-{session}-{number}",
                 dice,
                 parts=dice.randrange(1, 6),
-                pause_s=dice.choice([0.0, 0.005, 0.02]),
+                pause_s=dice.choice([0.0, 0.005, 0.02, 0.02]),
                 fate=fate,
             )
-            when_busy = dice.choices(["queue", "reject", "interrupt", "steer"], [0.7, 0.1, 0.1, 0.1])[0]
-            said.append(Said(dice.random() * lasts, session, dice.randrange(viewers), when_busy, message))
+            when_busy = dice.choices(["queue", "reject", "interrupt", "steer"], [0.5, 0.1, 0.15, 0.25])[0]
+            at = dice.random() * lasts
+            if number and when_busy in {"interrupt", "steer"}:  # so that there is something under way
+                at = min(lasts, said[-1].at + dice.random() * 0.4)
+            said.append(Said(at, session, dice.randrange(viewers), when_busy, message))
     return tuple(sorted(said, key=lambda one: one.at))
 
 
@@ -150,6 +175,33 @@ def _strikes(
                 strikes.append(Strike(sandbox.random() * lasts, what, session))
     strikes += [Strike(socket.random() * lasts, "cut-all") for _ in range(socket.randrange(3))]
     return tuple(sorted(strikes, key=lambda one: one.at))
+
+
+def _wishes(dice: random.Random, sessions: int, lasts: float) -> tuple[Strike, ...]:
+    """What clients think of besides sending."""
+    strikes = []
+    for session in range(sessions):
+        for what, most in (("withdraw", 3), ("look-away", 2), ("options", 4)):
+            strikes += [Strike(dice.random() * lasts, what, session) for _ in range(dice.randrange(most))]
+    return tuple(strikes)
+
+
+def _idle(dice: random.Random) -> dict[str, float]:
+    """Bounds of idleness as short as the pauses between messages; in half of the stories none is met."""
+    kind = dice.choice(["none", "none", "agents", "sandboxes", "sessions"])
+    bounds = {"agent_idle_timeout_s": dice.choice([0.03, 0.1, 0.3])}
+    if kind in {"sandboxes", "sessions"}:
+        bounds["sandbox_idle_timeout_s"] = dice.choice([0.02, 0.2, 0.5])
+    if kind == "sessions":
+        bounds["session_idle_timeout_s"] = dice.choice([0.02, 0.1])
+    return {} if kind == "none" else bounds
+
+
+def _doomed(seed: int, dice: random.Random, lasts: float) -> tuple[Doomed, ...]:
+    if dice.random() < 0.6:
+        return ()
+    message = order(f"m{seed}-doomed", dice, parts=4, pause_s=0.01)
+    return (Doomed(dice.random() * lasts / 2, message, dice.random() * lasts / 2),)
 
 
 def _blows(dice: random.Random, lasts: float) -> tuple[Blow, ...]:

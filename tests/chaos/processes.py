@@ -67,7 +67,13 @@ class Forks:
 async def fork_server() -> AsyncIterator[Forks]:
     """One for many stories; all that it forked is gone in the end."""
     server = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.chaos.fork_server", stdin=PIPE, stdout=PIPE, cwd=CHECKOUT
+        sys.executable,
+        "-m",
+        "tests.chaos.fork_server",
+        stdin=PIPE,
+        stdout=PIPE,
+        cwd=CHECKOUT,
+        start_new_session=True,  # a Ctrl-C is ours to hear
     )
     forks = Forks(server)
     async with asyncio.TaskGroup() as tasks:

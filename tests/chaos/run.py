@@ -12,6 +12,9 @@ from tests.chaos.processes import Forks
 from tests.chaos.proxy import proxy
 from tests.chaos.story import Figures, Story, Unwell
 
+HANGS_AFTER_S = 60.0
+"""Every wait in a story is shorter; what takes longer is a defect of the harness, or of the machine."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -24,15 +27,16 @@ class Verdict:
 
 
 async def tell(plan: Plan, forks: Forks) -> Verdict:
-    """Nothing is left of it, however it ends."""
+    """Nothing is left of it, however it ends; one that does not end is judged for that."""
     folder = Path(tempfile.mkdtemp(prefix="agent-runtime-chaos-"))
     try:
         async with proxy() as network:
             story = Story(plan, forks, network, folder / "data")
             story.data.mkdir()
             try:
-                await story.run()
-                wrong = await checks.wrong(story)
+                async with asyncio.timeout(HANGS_AFTER_S):
+                    await story.run()
+                    wrong = await checks.wrong(story)
             except (Unwell, TimeoutError, ExceptionGroup) as error:
                 wrong = [*story.defects, *_said(error)]
             finally:

@@ -22,7 +22,7 @@ import aiohttp
 from agent_runtime_adapters.sandboxes.processes import ProcessMark, all_pids
 from tests.chaos.client import Gone, Viewer
 from tests.chaos.life import TOKEN
-from tests.chaos.plan import Blow, Plan, Said, Strike
+from tests.chaos.plan import Blow, Doomed, Plan, Said, Strike
 from tests.chaos.processes import Forks, Life
 from tests.chaos.proxy import Proxy, foul
 
@@ -31,6 +31,7 @@ Told = dict[str, Any]
 CALM_WITHIN_S = 20.0
 """From the end of all trouble until every message is answered and every viewer is where the session is."""
 ORPHAN_TIMEOUT_S = 8.0
+GIVEN = {"path": "given.txt", "content": "This was here before any agent."}
 READY_WITHIN_S = 15.0
 
 
@@ -38,13 +39,26 @@ class Unwell(Exception):
     """The story did not come to its end: what was waited for, and how things stood."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Deed:
-    """Something that the story did to a session, which may be the cause of how a turn ended."""
+    """Something that the story did to a session, which may be the cause of how a turn ended.
+
+    `until` is when it was answered, None where it never was; `turn_id` names the turn that it was meant for.
+    """
 
     what: str
     session: int
     at: datetime
+    turn_id: str | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An option that was set and acknowledged."""
+
+    mood: int
+    acknowledged: datetime
 
 
 @dataclass
@@ -70,6 +84,9 @@ class Figures:
     messages: int = 0
     joins: dict[str, int] = field(default_factory=dict)
     deeds: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
+    hibernated: int = 0
+    moved: int = 0
 
 
 class Story:
@@ -84,6 +101,10 @@ class Story:
         self.deeds: list[Deed] = []
         self.figures = Figures()
         self.fresh: list[Told] = []
+        self.seen: list[list[bytes]] = []
+        self.wishes: list[list[Wish]] = []
+        self.doomed: list[str] = []
+        self.listed: list[str] = []
         self.turns: list[list[Told]] = []
         self.life: Life | None = None
         self.defects: list[str] = []
@@ -91,6 +112,7 @@ class Story:
         self._proxy = proxy
         self._calm_at = 0.0
         self._expected_to_end = False
+        self._wishing = asyncio.Lock()
 
     async def run(self) -> None:
         """Raises `Unwell` or an assertion of a client; in any case no process is left."""
@@ -104,9 +126,9 @@ class Story:
 
     async def _play(self) -> None:
         await self._be_born()
-        for _ in range(self.plan.sessions):
-            made = await self._rest("POST", "/api/sessions", json={"agentProfileRef": "chaos"})
-            self.sessions.append(made["sessionId"])
+        for number in range(self.plan.sessions):
+            self.sessions.append(await self._make(f"session-{number}"))
+            self.wishes.append([])
         self.viewers = [
             [Viewer(f"{s}.{v}", self._proxy.url, TOKEN, session_id) for v in range(self.plan.viewers)]
             for s, session_id in enumerate(self.sessions)
@@ -126,6 +148,16 @@ class Story:
                 for watch in watches:
                     watch.cancel()
 
+    async def _make(self, name: str) -> str:
+        """A session with a file of the client's; however often it is asked for, it is made once."""
+        made = await self._rest(
+            "POST",
+            "/api/sessions",
+            json={"agentProfileRef": "chaos", "workspaceFiles": [GIVEN]},
+            headers={"Idempotency-Key": f"{self.plan.seed}-{name}"},
+        )
+        return str(made["sessionId"])
+
     # The time of trouble.
 
     async def _trouble(self) -> None:
@@ -136,6 +168,8 @@ class Story:
                 tasks.create_task(self._send(sent))
             for strike in self.plan.strikes:
                 tasks.create_task(self._strike(strike))
+            for doomed in self.plan.doomed:
+                tasks.create_task(self._doom(doomed))
             await ruling
             self._proxy.weather = lambda _: None
 
@@ -165,6 +199,7 @@ class Story:
             "rates": self.plan.rates,
             "logBytes": self.plan.log_bytes,
             "orphanTimeout": ORPHAN_TIMEOUT_S,
+            "bounds": self.plan.idle,
         }
         began = time.monotonic()
         self._expected_to_end = False
@@ -218,7 +253,7 @@ class Story:
                 "messageId": said.order.message_id,
                 "whenBusy": sent.when_busy,
             }
-            if sent.when_busy == "interrupt":
+            if sent.when_busy == "interrupt" and not sent.tries:
                 self._did("interrupt", said.session)
             with suppress(Gone):
                 ack = await self._command(viewer, "session:send", payload, sent)
@@ -250,26 +285,54 @@ class Story:
                 self._kill_sandbox(strike.session)
             case "interrupt":
                 await self._interrupt(strike.session)
+            case "withdraw":
+                waiting = [sent for sent in self.sent if sent.turn_id and sent.said.session == strike.session]
+                if waiting:
+                    await self._interrupt(strike.session, waiting[-1].turn_id)
+            case "look-away":
+                await asyncio.gather(*(viewer.look_away(0.4) for viewer in self.viewers[strike.session]))
+            case "options":
+                await self._wish(strike.session)
             case "stop" | "prewarm":
-                self._did(strike.what, strike.session)
+                deed = self._did(strike.what, strike.session)
                 await self._rest(
                     "POST", f"/api/sessions/{self.sessions[strike.session]}/{strike.what}", json={}
                 )
-                self._did(strike.what, strike.session)
+                deed.until = datetime.now(UTC)
 
-    async def _interrupt(self, session: int) -> None:
-        payload = {"sessionId": self.sessions[session]}
+    async def _interrupt(self, session: int, turn_id: str | None = None) -> None:
+        payload = {"sessionId": self.sessions[session]} | ({"turnId": turn_id} if turn_id else {})
         for attempt in range(5):
-            self._did("interrupt", session)
+            deed = self._did("withdraw" if turn_id else "interrupt", session, turn_id)
             with suppress(Gone):
                 await self.viewers[session][attempt % len(self.viewers[session])].call(
                     "session:interrupt", payload
                 )
+                deed.until = datetime.now(UTC)
                 return
 
-    def _did(self, what: str, session: int) -> None:
-        self.deeds.append(Deed(what, session, datetime.now(UTC)))
+    async def _wish(self, session: int) -> None:
+        """One at a time, so that the last one counts."""
+        async with self._wishing:
+            mood = len(self.wishes[session]) + 1
+            await self._rest("PATCH", f"/api/sessions/{self.sessions[session]}/options", json={"mood": mood})
+            self.wishes[session].append(Wish(mood, datetime.now(UTC)))
+            self.figures.deeds["options"] = self.figures.deeds.get("options", 0) + 1
+
+    async def _doom(self, doomed: Doomed) -> None:
+        await asyncio.sleep(doomed.at)
+        session_id = await self._make("doomed")
+        self.doomed.append(session_id)
+        message = {"content": doomed.order.text, "messageId": doomed.order.message_id}
+        await self._rest("POST", f"/api/sessions/{session_id}/messages", json=message)
+        await asyncio.sleep(doomed.deleted_after)
+        await self._rest("DELETE", f"/api/sessions/{session_id}", gone=True)
+        self.figures.deeds["delete"] = self.figures.deeds.get("delete", 0) + 1
+
+    def _did(self, what: str, session: int, turn_id: str | None = None) -> Deed:
+        self.deeds.append(deed := Deed(what, session, datetime.now(UTC), turn_id))
         self.figures.deeds[what] = self.figures.deeds.get(what, 0) + 1
+        return deed
 
     def _kill_sandbox(self, session: int) -> None:
         """SIGKILL for every process of the session's sandboxes, as far as they are known by now."""
@@ -285,19 +348,28 @@ class Story:
 
     async def _come_to_rest(self) -> None:
         """Every turn ends, every viewer arrives; what hangs for ever is interrupted."""
-        hangs = {sent.said.order.message_id for sent in self.sent if sent.said.order.fate == "hangs"}
+        began = time.monotonic()
         async with asyncio.timeout(CALM_WITHIN_S):
             while True:
                 open_turns = 0
                 for session, session_id in enumerate(self.sessions):
                     turns = await self._turns(session_id)
-                    running = [turn for turn in turns if turn["status"] == "running"]
                     open_turns += sum(turn["status"] in {"queued", "running"} for turn in turns)
-                    if any(turn.get("messageId") in hangs for turn in running):
-                        await self._interrupt(session)
+                    for turn in turns:
+                        if turn["status"] == "running" and self._hangs(session, turn, began):
+                            await self._interrupt(session, turn["turnId"])
                 if not open_turns:
                     return
                 await asyncio.sleep(0.05)
+
+    def _hangs(self, session: int, turn: Told, since: float) -> bool:
+        """Whether its agent works for ever: on its message, or on one withdrawn that it was handed before."""
+        here = [sent for sent in self.sent if sent.said.session == session]
+        hanging = [sent for sent in here if sent.said.order.fate == "hangs"]
+        if any(sent.said.order.message_id == turn.get("messageId") for sent in hanging):
+            return True
+        steered = any(sent.when_busy == "steer" for sent in hanging)
+        return steered and time.monotonic() - since > 4
 
     async def _look(self) -> None:
         """Take a fresh snapshot once the viewers stand where it stands."""
@@ -306,19 +378,34 @@ class Story:
                 await self._rest("POST", f"/api/sessions/{session_id}/sync", json={})
                 while True:
                     snapshot = await self._rest("GET", f"/api/sessions/{session_id}")
-                    settled = snapshot["session"]["runtime"]["phase"] not in {"stopping", "waking", "running"}
-                    here = [viewer.state.position for viewer in self.viewers[session]]
-                    if settled and all(position == snapshot["position"] for position in here):
+                    # A phase shows in a snapshot a moment before its event does.
+                    there = (snapshot["position"], snapshot["session"]["runtime"]["phase"])
+                    here = {(viewer.state.position, viewer.state.phase) for viewer in self.viewers[session]}
+                    arrived = here == {there}
+                    if arrived and self._is_settled(snapshot):
                         break
                     await asyncio.sleep(0.02)
+                self.seen.append([viewer.state.bytes() for viewer in self.viewers[session]])
                 self.fresh.append(snapshot)
                 self.turns.append(await self._turns(session_id))
+            page = await self._rest("GET", "/api/sessions")
+            self.listed = [each["sessionId"] for each in page["sessions"]]
+
+    def _is_settled(self, snapshot: Told) -> bool:
+        """Whether nothing will happen any more, idleness included."""
+        at_last = {"dormant", "failed"}
+        if "sandbox_idle_timeout_s" not in self.plan.idle:
+            at_last |= {"hibernated"} if self.plan.idle else {"hibernated", "ready"}
+        return snapshot["session"]["runtime"]["phase"] in at_last
 
     async def _turns(self, session_id: str) -> list[Told]:
         return (await self._rest("GET", f"/api/sessions/{session_id}/turns?limit=200"))["turns"]
 
-    async def _rest(self, method: str, path: str, **named: Any) -> Any:
-        """Over REST, past the bad network; again while the runtime is away or its store is down."""
+    async def _rest(self, method: str, path: str, *, gone: bool = False, **named: Any) -> Any:
+        """Over REST, past the bad network; again while the runtime is away or its store is down.
+
+        `gone`: that there is no such thing is an answer.
+        """
         while True:
             with suppress(aiohttp.ClientError, OSError, TimeoutError):
                 port = self._proxy.target
@@ -328,6 +415,8 @@ class Story:
                         asyncio.timeout(20),
                         self._http.request(method, url, **named) as response,
                     ):
+                        if response.status == 204 or (gone and response.status == 404):
+                            return None
                         answer = await response.json()
                         if response.status < 300:
                             return answer
@@ -361,7 +450,12 @@ class Story:
             for viewer in viewers:
                 for how, count in viewer.joins.items():
                     self.figures.joins[how] = self.figures.joins.get(how, 0) + count
+            self.figures.hibernated += max(viewer.state.hibernated for viewer in viewers)
+            self.figures.moved += max(viewer.state.moved for viewer in viewers)
         self.figures.cuts, self.figures.refused = self._proxy.cuts, self._proxy.refused
+        for turn in (turn for turns in self.turns for turn in turns):
+            end = turn.get("stopReason") or turn["status"]
+            self.figures.ends[end] = self.figures.ends.get(end, 0) + 1
         self.figures.messages = sum(sent.turn_id is not None for sent in self.sent)
 
     async def kill_everything(self) -> None:

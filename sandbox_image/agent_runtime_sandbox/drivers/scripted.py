@@ -22,28 +22,49 @@ other. Each step is one of
     {"pause": SECONDS}                       cut short by an interrupt
     {"write": PATH, "text": TEXT}            a file of the workspace
     {"remember": [entry, ...]}               transcript entries under `main`
+    {"takeIn": entry, "line": {...}}         take in each message that waits by now: an entry and a line
+                                             for it, in which the marks are its own
     {"hang": true}                           work until interrupted
     {"exit": CODE}                           die
 
-with every string "$MESSAGE" replaced by the message's uuid, "$AGENT" by a name that this agent's
-process keeps, "$TEXT:N" by N characters, and "$PLACE" in an entry by its place in the transcript.
+with every string "$MESSAGE" replaced by the message's uuid, "$MESSAGES" by a list of that and of those
+taken in so far, "$HEARD" by the SHA-256 of the message's text, "$NOTES" by the number of parts before it,
+"$AGENT" by a name that this agent's process keeps, "$RECALLED" by the SHA-256 of the entries of `main` that
+it was started with (`digest`), "$OPTION:NAME" by a session option as it is now, "$TEXT:N" by N characters,
+and "$PLACE" in an entry by its place in the transcript.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
 
 _UUID_MARK: Final = "$MESSAGE"
+_UUIDS_MARK: Final = "$MESSAGES"
+_HEARD_MARK: Final = "$HEARD"
+_NOTES_MARK: Final = "$NOTES"
 _NAME_MARK: Final = "$AGENT"
+_RECALLED_MARK: Final = "$RECALLED"
 _PLACE_MARK: Final = "$PLACE"
+_OPTION_MARK: Final = "$OPTION:"
 _TEXT_MARK: Final = "$TEXT:"
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What a user said, behind so many notes of the runtime."""
+
+    uuid: str
+    text: str
+    notes: int
 
 
 class ScriptedDriver:
@@ -54,11 +75,13 @@ class ScriptedDriver:
         self._workspace = places.workspace
         self._info = {"workspace": str(places.workspace)}
         self._name = uuid.uuid4().hex
-        self._inbox: asyncio.Queue[tuple[str, str] | AgentEnd] = asyncio.Queue()
+        self._inbox: asyncio.Queue[_Message | AgentEnd] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._options: dict[str, Any] = {}
+        self._session_options: dict[str, Any] = {}
         self._turns: list[list[dict[str, Any]]] = []
         self._recalled = 0
+        self._recalled_digest = ""
         self._remembered = 0
         self._is_busy = False
 
@@ -67,9 +90,11 @@ class ScriptedDriver:
         if message := options.get("failToStart"):
             raise DriverError("agent_failed", str(message))
         self._options = dict(options)
+        self._session_options = dict(options.get("options") or {})
         self._turns = list(options.get("turns", ()))
         self._recalled = sum(len(entries) for entries in transcript.values())
         self._remembered = len(transcript.get("main", ()))
+        self._recalled_digest = digest(transcript.get("main", ()))
         return self._info
 
     async def run(self) -> AgentEnd:
@@ -79,7 +104,7 @@ class ScriptedDriver:
             if isinstance(order, AgentEnd):
                 return order
             self._is_busy = True
-            end = await self._play(*order)
+            end = await self._play(order)
             self._is_busy = False
             self._stop.clear()
             if end is not None:
@@ -87,7 +112,8 @@ class ScriptedDriver:
 
     async def message(self, uuid: str, content: str | list[Any]) -> None:
         """Queue a message."""
-        self._inbox.put_nowait((uuid, content if isinstance(content, str) else _last_text(content)))
+        texts = [content] if isinstance(content, str) else _texts(content)
+        self._inbox.put_nowait(_Message(uuid, texts[-1] if texts else "parts", max(0, len(texts) - 1)))
 
     async def interrupt(self) -> None:
         """Stop the message that is being played, or comes next; without one there is nothing to stop."""
@@ -95,8 +121,9 @@ class ScriptedDriver:
             self._stop.set()
 
     async def configure(self, options: Mapping[str, Any]) -> None:
-        """Take over `linesPerSecond`."""
+        """Take over `linesPerSecond`, and whatever a piece asks for."""
         self._options.update(options)
+        self._session_options.update(options)
 
     async def close(self) -> None:
         """End after the messages before."""
@@ -112,7 +139,8 @@ class ScriptedDriver:
         """There are none."""
         return ()
 
-    async def _play(self, uuid: str, text: str) -> AgentEnd | None:
+    async def _play(self, message: _Message) -> AgentEnd | None:
+        uuid, text = message.uuid, message.text
         verb, _, rest = text.partition(" ")
         result: dict[str, Any] = {"type": "result", "message": uuid}
         match verb:
@@ -131,7 +159,7 @@ class ScriptedDriver:
             case "recall":
                 result["recalled"] = self._recalled
             case "play":
-                return await self._perform(uuid, json.loads(rest))
+                return await self._perform(message, json.loads(rest))
             case _ if self._turns:
                 await self._hand_on([_filled(line, {_UUID_MARK: uuid}) for line in self._turns.pop(0)])
                 return None
@@ -148,8 +176,9 @@ class ScriptedDriver:
             rate = self._options.get("linesPerSecond", 0)
             await asyncio.sleep(1 / rate if rate else 0)
 
-    async def _perform(self, message: str, piece: dict[str, Any]) -> AgentEnd | None:
-        marks: dict[str, Any] = {_UUID_MARK: message, _NAME_MARK: self._name}
+    async def _perform(self, message: _Message, piece: dict[str, Any]) -> AgentEnd | None:
+        marks = self._marks(message)
+        marks[_UUIDS_MARK] = [message.uuid]
         for step in piece["steps"]:
             if self._stop.is_set():
                 break
@@ -160,8 +189,24 @@ class ScriptedDriver:
         await self._output.line(_filled(last, marks))
         return None
 
+    def _marks(self, message: _Message) -> dict[str, Any]:
+        options = {f"{_OPTION_MARK}{name}": value for name, value in self._session_options.items()}
+        return {
+            **options,
+            _UUID_MARK: message.uuid,
+            _HEARD_MARK: hashlib.sha256(message.text.encode()).hexdigest(),
+            _NOTES_MARK: message.notes,
+            _NAME_MARK: self._name,
+            _RECALLED_MARK: self._recalled_digest,
+        }
+
     async def _step(self, step: dict[str, Any], marks: dict[str, Any]) -> None:
         match step:
+            case {"takeIn": entry, "line": line}:
+                for message in self._waiting():
+                    marks[_UUIDS_MARK].append(message.uuid)
+                    self._remember([entry], self._marks(message))
+                    await self._output.line(_filled(line, self._marks(message)))
             case {"line": line}:
                 for _ in range(step.get("times", 1)):
                     if self._stop.is_set():
@@ -173,12 +218,26 @@ class ScriptedDriver:
             case {"write": path, "text": text}:
                 (self._workspace / path).write_text(text, encoding="utf-8")
             case {"remember": entries}:
-                first, self._remembered = self._remembered, self._remembered + len(entries)
-                places = enumerate(entries, first)
-                told = [_filled(entry, marks | {_PLACE_MARK: place}) for place, entry in places]
-                self._output.transcript("main", told)
+                self._remember(entries, marks)
             case {"hang": True}:
                 await self._stop.wait()
+
+    def _waiting(self) -> list[_Message]:
+        """The messages that wait, taken out of the inbox."""
+        taken: list[_Message] = []
+        while not self._inbox.empty():
+            order = self._inbox.get_nowait()
+            if isinstance(order, AgentEnd):
+                self._inbox.put_nowait(order)
+                break
+            taken.append(order)
+        return taken
+
+    def _remember(self, entries: list[Any], marks: dict[str, Any]) -> None:
+        first, self._remembered = self._remembered, self._remembered + len(entries)
+        places = enumerate(entries, first)
+        told = [_filled(entry, marks | {_PLACE_MARK: place}) for place, entry in places]
+        self._output.transcript("main", told)
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
@@ -186,10 +245,14 @@ class ScriptedDriver:
                 await asyncio.wait_for(self._stop.wait(), seconds)
 
 
-def _last_text(parts: list[Any]) -> str:
-    """What the user said; notes of the runtime come before it."""
-    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    return texts[-1] if texts else "parts"
+def digest(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What entries are recognised by."""
+    return hashlib.sha256(json.dumps(list(entries), sort_keys=True).encode()).hexdigest()
+
+
+def _texts(parts: list[Any]) -> list[str]:
+    """What the user said is the last; notes of the runtime come before it."""
+    return [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
 
 
 def _filled(value: Any, marks: Mapping[str, Any]) -> Any:
