@@ -162,6 +162,13 @@ class Conversation:
         return self._gaps[0] if self._gaps else self._next_index
 
     @property
+    def live_index(self) -> int | None:
+        """The index of the oldest block that something is still to come of; None where there is none."""
+        living = (each.id for each in self.subagents() if each.status in _LIVE_SUBAGENT)
+        waiting = (*self._open, *self._unanswered.values(), *living)
+        return min((self._held[block_id].index for block_id in waiting), default=None)
+
+    @property
     def is_open(self) -> bool:
         """Whether any block is in the making."""
         return bool(self._open)

@@ -20,7 +20,7 @@ import structlog
 
 from agent_runtime import moves
 from agent_runtime.attachment import Attachment, turn_error
-from agent_runtime.errors import RuntimeFault
+from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import WorkspaceRestored
 from agent_runtime.idle import watch_idleness
 from agent_runtime.machine import Machine
@@ -93,19 +93,12 @@ class Holder:
             await asyncio.wait([self._waking])
 
     async def _wake(self, attempt: int) -> None:
-        bound_s = self._around.wake_timeout_s
+        bound_s, before = self._around.wake_timeout_s, self.attached
         try:
             async with asyncio.timeout(bound_s):
                 reference = self._recorder.record.agent_profile_reference
                 profile = await self._recorder.read(lambda: self._profile(reference), bound_s / 2)
-                if self.attached is not None:
-                    link = self.attached.link
-                    awake = await rouse(self._recorder, profile, self._around, link, say=self._say)
-                else:
-                    awake = await wake(
-                        self._recorder, profile, self._around, say=self._say, read=self._listen_to
-                    )
-                    await self._note_new_sandbox(awake)
+                awake = await self._come_to(profile)
             error = await self._woken(attempt, awake)
         except RuntimeFault as fault:
             error = turn_error(fault)
@@ -117,8 +110,24 @@ class Holder:
             error = UNEXPECTED
         if error is not None:
             _log.warning("wake_failed", session_id=self._session_id, code=error.code, detail=error.message)
+            if before is not None and self.attached is before:
+                await self._recorder.flush()  # nothing ends before what is in it is durable
             await unhindered(self.let_go())
             self._machine.feed(moves.WakeFailed(attempt, error))
+
+    async def _come_to(self, profile: AgentProfile) -> Awake:
+        """The agent started in the sandbox that is there; in a new one where that is of no more use."""
+        if self.attached is not None:
+            link = self.attached.link
+            try:
+                return await rouse(self._recorder, profile, self._around, link, say=self._say)
+            except SandboxFault as fault:
+                _log.warning("agent_not_roused", session_id=self._session_id, code=fault.code)
+            await self._recorder.flush()
+            await unhindered(self.let_go())
+        awake = await wake(self._recorder, profile, self._around, say=self._say, read=self._listen_to)
+        await self._note_new_sandbox(awake)
+        return awake
 
     async def _note_new_sandbox(self, awake: Awake) -> None:
         """From here on the record leads to the sandbox; before, whoever starts anew ends it as a leftover."""

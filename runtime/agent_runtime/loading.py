@@ -268,7 +268,7 @@ async def load(
         Conversation(
             page.blocks,
             has_older=page.has_more,
-            told_from=record.checkpoint.next_index if record.checkpoint else None,
+            told_from=record.checkpoint.next_index if record.sandbox and record.checkpoint else None,
         ),
         files=await store.load_manifest(record.session_id),
         position=await config.log.head(record.session_id),
@@ -287,9 +287,12 @@ async def load(
 
 
 async def _newest_blocks(store: PersistenceAdapter, record: SessionRecord) -> BlockPage:
-    """The newest blocks: a page of them, or all that may be told again, if that is more."""
+    """The newest blocks: a page of them, or all that may be told again or still change, if that is more."""
     page = await store.load_blocks(record.session_id, limit=_BLOCKS)
-    first = record.checkpoint.next_index if record.checkpoint else None
+    place = record.checkpoint
+    first = None
+    if place is not None:
+        first = min(index for index in (place.next_index, place.live_index) if index is not None)
     while first is not None and page.has_more and page.blocks[0].index > first:
         older = await store.load_blocks(record.session_id, limit=_BLOCKS, before=page.blocks[0].index)
         page = BlockPage(older.blocks + page.blocks, older.has_more)

@@ -194,13 +194,14 @@ class Recorder:
 
     async def save_turn(self, turn: Turn, blocks: Sequence[StoredBlock] = (), **changes: Any) -> None:
         """Make a turn durable, with blocks and changes of the record at once, until the store takes it."""
-        if changes:
-            self.record = self.record.model_copy(update=changes)
-        await self._persist(
-            lambda: self._persistence.save_turn(
-                self.session_id, turn, blocks, record=self.record if changes else None
+        async with self._writing:
+            if changes:  # not before it is our turn: nobody else may store them without the turn
+                self.record = self.record.model_copy(update=changes)
+            await self._until_saved(
+                lambda: self._persistence.save_turn(
+                    self.session_id, turn, blocks, record=self.record if changes else None
+                )
             )
-        )
 
     async def update_record(self, **changes: Any) -> None:
         """Change the session's record and make it durable."""

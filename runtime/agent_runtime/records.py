@@ -74,13 +74,15 @@ class Checkpoint(Frozen):
     """How far a session has dealt with what its runner said: all before it is durable.
 
     Whoever attaches again goes on after `offset`, with what was known there: `transcript` is how many
-    entries each key had, `next_index` the index of the next new block, `translator` the translator's
-    memory (opaque).
+    entries each key had, `next_index` the index of the next new block, `live_index` that of the oldest
+    block that may still change (a subagent in the background), `translator` the translator's memory
+    (opaque).
     """
 
     offset: int
     transcript: dict[str, int] = Field(default_factory=dict)
     next_index: int
+    live_index: int | None = None
     translator: dict[str, Any] = Field(default_factory=dict)
 
 

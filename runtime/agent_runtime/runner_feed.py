@@ -171,7 +171,7 @@ class RunnerFeed:
         """
         done = self._lines[0]["o"] - 1 if self._lines else self._sorted
         unread = self._files.oldest_unread()
-        if not self._exact or self._recorder.silent or self._recorder.conversation.is_open:
+        if not self._exact or self._muted or self._recorder.silent or self._recorder.conversation.is_open:
             return None
         if unread is not None and unread <= done:
             return None
@@ -179,6 +179,7 @@ class RunnerFeed:
             offset=done,
             transcript=self._lengths_at(done),
             next_index=self._recorder.conversation.next_index,
+            live_index=self._recorder.conversation.live_index,
             translator=self._translator.memory(),
         )
 
