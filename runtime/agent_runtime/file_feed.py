@@ -16,6 +16,7 @@ from agent_runtime.blocks import BlockState, System
 from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
 from agent_runtime.events import BlockComplete, BlockStart, FileChanged
+from agent_runtime.profile import FileRules
 from agent_runtime.recorder import Recorder
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.workspace import FileReport, file_of, read_report, shown
@@ -23,16 +24,26 @@ from agent_runtime_sandbox.frames import Frame
 
 _log = structlog.get_logger(__name__)
 
+_ROOM: Final = 2
+"""Times the files that are kept: those that are known include some that a new sandbox does not have."""
 _REFUSALS: Final = frozenset({"runner_refused", "file_too_large"})
 
 
 class FileFeed:
     """The file frames of one link. `_unread`: reports whose content is still to be read, by path."""
 
-    def __init__(self, link: RunnerLink, recorder: Recorder, *, turn_id: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        link: RunnerLink,
+        recorder: Recorder,
+        *,
+        turn_id: Callable[[], str | None],
+        max_files: int = FileRules().max_files,
+    ) -> None:
         self._link = link
         self._recorder = recorder
         self._turn_id = turn_id
+        self._most = max_files * _ROOM
         self._unread: dict[str, FileReport] = {}
         self._told = asyncio.Event()
         self._fetching = asyncio.Lock()
@@ -49,7 +60,7 @@ class FileFeed:
     async def take(self, frame: Frame) -> None:
         """Note a `file` frame and tell viewers; a malformed one is refused and logged."""
         report = read_report(frame)
-        if report is None:
+        if report is None or not (report.file.path in self._recorder.files or self._has_room()):
             _log.warning("file_report_refused", session_id=self._recorder.session_id)
             return
         self._unread.pop(report.file.path, None)  # whatever is being read of it now comes too late
@@ -63,6 +74,10 @@ class FileFeed:
             self._told.set()
         event = FileChanged(change=report.change, file=shown(report), turn_id=self._turn_id())
         await self._recorder.publish([event])
+
+    def _has_room(self) -> bool:
+        """No honest runner tells of so many; whoever does must not fill our memory."""
+        return len(self._recorder.files) < self._most
 
     async def left_out(self, frame: Frame) -> None:
         """Tell viewers that the workspace has more files than are kept."""

@@ -234,6 +234,7 @@ class Holder:
             self._recorder,
             turn_id=self._turn_id,
             report=partial(self._heard, link),
+            max_files=self._around.file_rules.max_files,
         )
         self.attached = attached = Attachment(self._session_id, link, feed)
         attached.tasks.append(self.spawn("listen", self._listen(attached)))

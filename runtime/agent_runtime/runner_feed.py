@@ -34,6 +34,7 @@ from agent_runtime.ports import (
     Report,
     Translator,
 )
+from agent_runtime.profile import FileRules
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import Checkpoint, TurnError
 from agent_runtime.runner_link import RunnerLink
@@ -90,6 +91,7 @@ class RunnerFeed:
         *,
         turn_id: Callable[[], str | None],
         report: Callable[[Heard], Awaitable[None]],
+        max_files: int = FileRules().max_files,
     ) -> None:
         self._link = link
         self._translator = translator
@@ -116,7 +118,7 @@ class RunnerFeed:
         self._wants_checkpoint = False
         self._passed: Checkpoint | None = None
         self._has_passed = asyncio.Event()
-        self._files = FileFeed(link, recorder, turn_id=turn_id)
+        self._files = FileFeed(link, recorder, turn_id=turn_id, max_files=max_files)
         recorder.relieved = self._go_on
         self._note_caught_up()
 
