@@ -44,8 +44,11 @@ class Forks:
     def __init__(self, server: Process) -> None:
         self._server = server
         self._lives: dict[str, Life] = {}
+        self._count = 0
 
     def born(self, name: str, told: dict[str, Any], log: Path) -> Life:
+        self._count += 1
+        name = f"{name} ({self._count})"  # a seed may be told several times at once
         self._lives[name] = life = Life(self, name)
         self.order({"spawn": name, "told": told, "log": str(log)})
         return life

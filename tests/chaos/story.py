@@ -463,7 +463,8 @@ class Story:
         self._expected_to_end = True
         if self.life is not None and not self.life.over.done():
             self.life.send(signal.SIGKILL)
-            await asyncio.shield(self.life.over)
+            async with asyncio.timeout(READY_WITHIN_S):
+                await asyncio.shield(self.life.over)
         for mark in processes_below(self.data):
             mark.kill()
 
