@@ -1,8 +1,11 @@
 """One session through random bad luck: whatever happens in whatever order, each message ends once."""
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
+from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 
@@ -13,11 +16,19 @@ from agent_runtime.events import BlockComplete, BlockStart
 from agent_runtime.ports import AgentIdentity, AgentTurnBegan, SandboxSpec
 from agent_runtime.records import TurnStatus
 from agent_runtime.testing.scripted_runner import Stage
+from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
+from agent_runtime_adapters.persistence.memory import MemoryPersistence
 from tests.runtime.scripts import assert_orderly
-from tests.runtime.world import ANNA, World, world
+from tests.runtime.world import ANNA, World, killed, runtime, world
 from tests.waiting import eventually
 
 STEPS = 60
+HASTY: dict[str, Any] = {
+    "interrupt_grace_s": 0.02,
+    "wake_timeout_s": 2.0,
+    "agent_idle_timeout_s": 0.02,
+    "sandbox_idle_timeout_s": 0.04,
+}
 
 
 class Luck:
@@ -26,12 +37,19 @@ class Luck:
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.calm = False
+        self.at_work: dict[int, asyncio.Lock] = {}
         self.count = 0
         self.sent: list[str] = []
 
     async def script(self, stage: Stage) -> None:
+        """An agent answers one message after the other, also those that come in mid-turn."""
+        async with self.at_work.setdefault(id(stage.recalled), asyncio.Lock()):
+            await self.play(stage)
+
+    async def play(self, stage: Stage) -> None:
         self.count += 1
-        name = f"{self.count}"
+        number = self.count
+        name = f"{number}"
         stage.tell(AgentIdentity("agent"))
         tool = ToolUse(id=f"tool-{name}", tool_name="Bash", tool_use_id=f"call-{name}", timestamp=now())
         stage.tell(
@@ -41,7 +59,7 @@ class Luck:
         await self.idle()
         stage.write(f"{name}.txt", name.encode())
         stage.write("large.bin", bytes(self.dice.randrange(200_000)))
-        stage.remember({"n": self.count})
+        stage.remember({"n": number})
         fate = 1.0 if self.calm else self.dice.random()
         if fate < 0.1:
             stage.exit()
@@ -72,38 +90,49 @@ class Luck:
 
     async def strike(self, it: World, session_id: str, tasks: asyncio.TaskGroup) -> None:
         living = it.sandboxes.living()
-        match self.dice.randrange(9):
+        match self.dice.randrange(11):
             case 0 | 1 | 2:
                 tasks.create_task(self.send(it, session_id))
             case 3:
-                tasks.create_task(
-                    it.manager.interrupt(ANNA, session_id, self.dice.choice([None, *self.sent]))
-                )
+                turn_id = self.dice.choice([None, *self.sent])
+                tasks.create_task(tolerated(it.manager.interrupt(ANNA, session_id, turn_id)))
             case 4 if living:
                 living[0].die()
             case 5 if living:
                 living[0].break_connections()
             case 6:
-                tasks.create_task(it.manager.stop_session(ANNA, session_id))
+                tasks.create_task(tolerated(it.manager.stop_session(ANNA, session_id)))
             case 7:
                 it.store.down = not it.store.down
+            case 8:
+                await asyncio.sleep(self.dice.random() * 0.06)  # idle, perhaps
+            case 9:
+                options = {"n": self.dice.randrange(9)}
+                tasks.create_task(tolerated(it.manager.update_options(ANNA, session_id, options)))
             case _:
-                tasks.create_task(it.manager.prewarm_session(ANNA, session_id))
+                tasks.create_task(tolerated(it.manager.prewarm_session(ANNA, session_id)))
         await self.idle()
 
     async def send(self, it: World, session_id: str) -> None:
         message_id = f"m{self.dice.randrange(20)}"
         try:
-            receipt = await it.send(session_id, "go", message_id)
+            manner = self.dice.choice(["queue", "steer", "interrupt", "reject"])
+            receipt = await it.send(session_id, "go", message_id, when_busy=manner)
         except (PersistenceFault, Conflict, RateLimited):
             return
         self.sent.append(receipt.turn_id)
 
 
+async def tolerated(call: Awaitable[Any]) -> None:
+    """A store that is down may be said to be; a sandbox may die in the middle of a change of options."""
+    with contextlib.suppress(PersistenceFault, SandboxFault, Conflict):
+        await call
+
+
 @pytest.mark.parametrize("seed", range(25))
 async def test_whatever_happens_each_message_ends_once(seed: int) -> None:
     luck = Luck(seed)
-    async with world(luck.script, interrupt_grace_s=0.02, wake_timeout_s=2.0) as it:
+    async with world(luck.script, **HASTY) as it:
         it.sandboxes.before_create = luck.create
         session_id = await it.new()
         async with asyncio.TaskGroup() as tasks:
@@ -128,6 +157,39 @@ async def test_whatever_happens_each_message_ends_once(seed: int) -> None:
         assert all(sandbox.stopped for sandbox in it.sandboxes.made)
         assert it.store.most_at_once <= 1
         await eventually(lambda: not it.gateway.opened)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_whatever_happens_between_deaths_each_message_ends_once(seed: int) -> None:
+    luck, store = Luck(seed), MemoryPersistence()
+    async with ScriptedSandboxes(luck.script) as sandboxes:
+        sandboxes.before_create, session_id = luck.create, ""
+        for _ in range(4):
+            async with runtime(sandboxes, store, leaves=True, **HASTY) as it:
+                session_id = session_id or await it.new()
+                async with asyncio.TaskGroup() as tasks:
+                    for _ in range(STEPS // 4):
+                        await luck.strike(it, session_id, tasks)
+                    it.store.down = False
+                await luck.idle()
+                await killed(it)
+        luck.calm = True
+        async with runtime(sandboxes, store, **HASTY) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            await it.manager.interrupt(ANNA, session_id, None)
+            await it.manager.stop_session(ANNA, session_id)
+            last = await it.send(session_id, "last")
+            await it.manager.stop_session(ANNA, session_id)
+            turns = await store.load_turns(session_id, limit=1000)
+            assert {*luck.sent, last.turn_id} <= {turn.turn_id for turn in turns}
+            assert all(turn.ended_at is not None for turn in turns)
+            await assert_kept(it, session_id)
+            stored = (await store.load_blocks(session_id, limit=1000)).blocks
+            said = [each.block.id for each in stored if each.block.type == "user_message"]
+            assert sorted(said) == sorted(turn.turn_id for turn in turns if turn.message_id)
+            assert [each.index for each in stored] == list(range(len(stored)))
+            assert all(each.block.state is not BlockState.STREAMING for each in stored)
+            assert not sandboxes.living()
 
 
 async def ready(it: World) -> None:
