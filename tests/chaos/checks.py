@@ -30,7 +30,6 @@ async def wrong(story: Story) -> list[str]:
         found += _viewers(story, session, fresh)
         found += _messages(story, session)
         found += _turns(story, session)
-        found += _blocks(story, session, fresh["blocks"])
         found += _agents(story, session, fresh["blocks"])
         found += _sandboxes(story, session)
     if sorted(story.listed) != sorted(story.sessions):
@@ -148,7 +147,8 @@ class _Causes:
         return False
 
 
-def _blocks(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
+def _blocks(story: Story, session: int, blocks: list[Told], taken_in: set[str]) -> Iterator[str]:
+    """As they were ordered; a message that was taken in is answered in the turn of another."""
     ids = Counter(block["id"] for block in blocks)
     yield from (f"block {block_id} is there {count} times" for block_id, count in ids.items() if count > 1)
     yield from (f"block {block['id']} is open for ever" for block in blocks if block["state"] == "streaming")
@@ -166,7 +166,8 @@ def _blocks(story: Story, session: int, blocks: list[Told]) -> Iterator[str]:
         order = sent.said.order
         if [block["content"] for block in said] != [order.text] or said[0]["messageId"] != order.message_id:
             yield f"{order.message_id} has {len(said)} user messages, or another's"
-        yield from _agents_blocks(turn, order.blocks, mine)
+        if turn.get("stopReason") != "steered":
+            yield from _agents_blocks(turn, () if turn["turnId"] in taken_in else order.blocks, mine)
         if not any(sent.said.when_busy == "steer" for sent in _sent(story, session)):
             strays = {block.get("turnId") for block in mine} - {turn["turnId"]}
             others = {
@@ -188,7 +189,7 @@ def _agents_blocks(turn: Told, expected: tuple[Told, ...], found: list[Told]) ->
     bare = [{key: value for key, value in block.items() if key != "turnId"} for block in found]
     bare = [block | {"message": "$AGENT"} if block.get("subtype") == "agent" else block for block in bare]
     ids, wanted = [block["id"] for block in bare], [block["id"] for block in expected]
-    if turn["status"] == "completed" and turn.get("stopReason") != "steered":
+    if turn["status"] == "completed":
         if ids != wanted:
             missing, surplus = [i for i in wanted if i not in ids], [i for i in ids if i not in wanted]
             yield f"{name} completed; blocks missing {missing}, too many {surplus}, or in another order"
@@ -258,12 +259,14 @@ async def _stored(
         found.append(f"session {session}: the workspace holds {workspace}, the store {manifest}")
     transcript = (await store.load_transcript(session_id)).get("main", [])
     record = await store.load_session(session_id)
+    taken_in = {entry["turn"] for entry in transcript if "takenIn" in entry}
+    found += _blocks(story, session, fresh["blocks"], taken_in)
     found += _options(story, session, transcript, record.session_options if record is not None else {})
     return (
         found
         + list(_transcript(story, session, transcript))
         + list(_heard(story, session, transcript))
-        + list(_files(story, session, manifest))
+        + list(_files(story, session, manifest, taken_in))
     )
 
 
@@ -272,10 +275,11 @@ def _transcript(story: Story, session: int, entries: list[Told]) -> Iterator[str
     if places != list(range(len(places))):
         yield f"session {session}: transcript entries {places}"
     per_turn = Counter(entry["turn"] for entry in entries)
+    taken_in = {entry["turn"] for entry in entries if "takenIn" in entry}
     orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
     for turn in story.turns[session]:
         order = orders.get(turn.get("messageId"))
-        if order is None or turn.get("stopReason") == "steered":
+        if order is None or turn["turnId"] in taken_in or turn.get("stopReason") == "steered":
             continue
         if turn["status"] == "completed" and per_turn[turn["turnId"]] != order.entries:
             count = per_turn[turn["turnId"]]
@@ -288,14 +292,20 @@ def _heard(story: Story, session: int, entries: list[Told]) -> Iterator[str]:
     heard = [entry for entry in entries if "heard" in entry]
     times = Counter(entry["turn"] for entry in heard)
     lossy = any(deed.what == "kill-sandbox" and deed.session == session for deed in story.deeds)
+    steered_ids = {turn["turnId"] for turn in story.turns[session] if turn.get("stopReason") == "steered"}
+    # One that was handed over early takes in the one whose turn it is: then that is what ends.
+    answered_together = any("takenIn" in entry and entry["turn"] not in steered_ids for entry in heard)
     for turn in story.turns[session]:
         order, count = orders.get(turn.get("messageId")), times[turn["turnId"]]
         steered = turn.get("stopReason") == "steered"
         if count > 1 or (not count and turn["status"] == "completed" and not (steered and lossy)):
             how = turn.get("stopReason") or turn["status"]
             yield f"{turn.get('messageId')} ({how}) was heard {count} times"
+        mine = [entry for entry in heard if entry["turn"] == turn["turnId"]]
+        if steered and any("takenIn" not in entry for entry in mine) and not answered_together:
+            yield f"{turn.get('messageId')} is called steered, and had a turn of its own"
         wanted = None if order is None else hashlib.sha256(order.text.encode()).hexdigest()
-        if any(entry["heard"] != wanted for entry in heard if entry["turn"] == turn["turnId"]):
+        if any(entry["heard"] != wanted for entry in mine):
             yield f"{turn.get('messageId')} was not heard as it was said"
     begun: set[str] = set()
     for place, entry in enumerate(entries):
@@ -310,25 +320,26 @@ def _options(story: Story, session: int, entries: list[Told], stored: Told) -> I
     wishes = story.wishes[session]
     if wishes and stored.get("mood") != wishes[-1].mood:
         yield f"session {session}: the last option was {wishes[-1].mood}, stored is {stored}"
-    moods = {entry["turn"]: entry["mood"] for entry in entries if "heard" in entry}
+    moods = {each["turn"]: each["mood"] for each in entries if "heard" in each and "takenIn" not in each}
     for turn in story.turns[session]:
         began = datetime.fromisoformat(turn["startedAt"])
         before = [wish.mood for wish in wishes if wish.acknowledged < began]
         mood = moods.get(turn["turnId"])
-        if not before or mood is None or turn.get("stopReason") == "steered":
+        if not before or mood is None:
             continue
         if not isinstance(mood, int) or mood < before[-1]:
             yield f"{turn.get('messageId')} began after option {before[-1]} with {mood}"
 
 
-def _files(story: Story, session: int, manifest: dict[str, str]) -> Iterator[str]:
+def _files(story: Story, session: int, manifest: dict[str, str], taken_in: set[str]) -> Iterator[str]:
     """What completed turns wrote is kept, but for files that others write too; so is what a client gave."""
     if manifest.get(GIVEN["path"]) != hashlib.sha256(GIVEN["content"].encode()).hexdigest():
         yield f"session {session}: the file that the client gave is {manifest.get(GIVEN['path'])}"
     orders = {sent.said.order.message_id: sent.said.order for sent in _sent(story, session)}
     for turn in story.turns[session]:
         order = orders.get(turn.get("messageId"))
-        if order is None or turn["status"] != "completed" or turn.get("stopReason") == "steered":
+        passed = turn["turnId"] in taken_in or turn.get("stopReason") == "steered"
+        if order is None or turn["status"] != "completed" or passed:
             continue
         for file in order.files:
             sha256 = hashlib.sha256(file.text.encode()).hexdigest()

@@ -168,7 +168,7 @@ class Composer:
 
     def _take_in(self) -> None:
         """What was said meanwhile becomes part of this turn."""
-        self.steps.append({"takeIn": HEARD, "line": line_of(AgentTookIn("$MESSAGE"))})
+        self.steps.append({"takeIn": HEARD | {"takenIn": True}, "line": line_of(AgentTookIn("$MESSAGE"))})
 
     def _remember(self) -> None:
         count = self._dice.randrange(1, 4)
