@@ -8,18 +8,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from agent_runtime_sandbox.drivers.scripted import digest
-from tests.chaos.story import GIVEN, Deed, Sent, Story, processes_below
+from tests.chaos.causes import Causes
+from tests.chaos.deeds import Sent, processes_below
+from tests.chaos.story import GIVEN, Story
 
 Told = dict[str, Any]
 FINAL = {"completed", "failed", "cancelled"}
-TOGETHER = timedelta(seconds=1)
-"""What waits for a sandbox fails with it: ends so near to each other may have one cause."""
 
 
 async def wrong(story: Story) -> list[str]:
@@ -91,7 +91,7 @@ def _messages(story: Story, session: int) -> Iterator[str]:
 def _turns(story: Story, session: int) -> Iterator[str]:
     """Each has a final status, and one that did not complete has a cause of its own."""
     orders = {sent.said.order.message_id: sent for sent in _sent(story, session)}
-    causes = _Causes(story, session)
+    causes = Causes(story, session)
     for turn in story.turns[session]:
         if turn["status"] not in FINAL:
             yield f"a turn is {turn['status']} for ever: {turn}"
@@ -102,49 +102,6 @@ def _turns(story: Story, session: int) -> Iterator[str]:
         if turn.get("messageId") in orders and not causes.excuse(turn):
             what = f"{turn['messageId']} {turn['status']} without a cause"
             yield f"{what}: {turn.get('error')}; {causes.left()}"
-
-
-class _Causes:
-    """The deeds of a session, each of which excuses one turn; a stop all those that it met.
-
-    Turns are to be asked for in the order of their ends: then taking any deed is never a mistake.
-    """
-
-    def __init__(self, story: Story, session: int) -> None:
-        self._deeds = [deed for deed in story.deeds if deed.session == session]
-        exits = [sent for sent in _sent(story, session) if sent.said.order.fate == "exits"]
-        self._exits = {sent.said.order.message_id for sent in exits}
-        self._strays = [sent.turn_id for sent in exits if sent.when_busy == "steer"]
-        self._failed_with: datetime | None = None
-
-    def excuse(self, turn: Told) -> bool:
-        ended = datetime.fromisoformat(turn["endedAt"]) + timedelta(milliseconds=2)  # it is cut to whole ones
-        past = [deed for deed in self._deeds if deed.at <= ended]
-        if any(d.what == "stop" and (d.until is None or ended <= d.until + TOGETHER) for d in past):
-            return True
-        if turn["status"] == "cancelled":
-            mine = [deed for deed in past if deed.turn_id == turn["turnId"]]
-            return self._use(mine, past, {"interrupt", "withdraw"})
-        if turn["messageId"] in self._exits:
-            return True
-        if self._failed_with is not None and ended <= self._failed_with + TOGETHER:
-            return True
-        if self._use([], past, {"kill-sandbox"}):
-            self._failed_with = ended
-            return True
-        return bool(self._strays and self._strays.pop())
-
-    def left(self) -> str:
-        """What is there to excuse others."""
-        return f"left are {[(deed.what, deed.at.isoformat(), deed.turn_id) for deed in self._deeds]}"
-
-    def _use(self, mine: list[Deed], past: list[Deed], kinds: set[str]) -> bool:
-        """Use up the deed that was meant for a turn, else one that was meant for whichever."""
-        for deed in (*mine, *(deed for deed in past if deed.turn_id is None)):
-            if deed.what in kinds:
-                self._deeds.remove(deed)
-                return True
-        return False
 
 
 def _blocks(story: Story, session: int, blocks: list[Told], taken_in: set[str]) -> Iterator[str]:

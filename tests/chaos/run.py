@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos import checks
+from tests.chaos.deeds import Figures
 from tests.chaos.plan import Plan
 from tests.chaos.processes import Forks
 from tests.chaos.proxy import proxy
-from tests.chaos.story import Figures, Story, Unwell
+from tests.chaos.story import Story, Unwell
 
 HANGS_AFTER_S = 60.0
 """Every wait in a story is shorter; what takes longer is a defect of the harness, or of the machine."""

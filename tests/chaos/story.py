@@ -7,22 +7,20 @@ looks at what clients hold and at the store. What the story did itself is writte
 
 import asyncio
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from agent_runtime_adapters.sandboxes.processes import ProcessMark, all_pids
 from tests.chaos.client import Gone, Viewer
+from tests.chaos.deeds import Deed, Figures, Sent, Wish, processes_below
 from tests.chaos.life import TOKEN
-from tests.chaos.plan import Blow, Doomed, Plan, Said, Strike
+from tests.chaos.plan import Blow, Doomed, Plan, Strike
 from tests.chaos.processes import Forks, Life
 from tests.chaos.proxy import Proxy, foul
 
@@ -37,56 +35,6 @@ READY_WITHIN_S = 15.0
 
 class Unwell(Exception):
     """The story did not come to its end: what was waited for, and how things stood."""
-
-
-@dataclass
-class Deed:
-    """Something that the story did to a session, which may be the cause of how a turn ended.
-
-    `until` is when it was answered, None where it never was; `turn_id` names the turn that it was meant for.
-    """
-
-    what: str
-    session: int
-    at: datetime
-    turn_id: str | None = None
-    until: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Wish:
-    """An option that was set and acknowledged."""
-
-    mood: int
-    acknowledged: datetime
-
-
-@dataclass
-class Sent:
-    """What became of a message at its sender: its turn, or the code it was refused with."""
-
-    said: Said
-    tries: int = 0
-    turn_id: str | None = None
-    refused: str | None = None
-    when_busy: str = "queue"
-
-
-@dataclass
-class Figures:
-    """What was done in the end, for the summary."""
-
-    lives: int = 0
-    blows: dict[str, int] = field(default_factory=dict)
-    restarts_ms: list[float] = field(default_factory=list)
-    cuts: int = 0
-    refused: int = 0
-    messages: int = 0
-    joins: dict[str, int] = field(default_factory=dict)
-    deeds: dict[str, int] = field(default_factory=dict)
-    ends: dict[str, int] = field(default_factory=dict)
-    hibernated: int = 0
-    moved: int = 0
 
 
 class Story:
@@ -467,21 +415,6 @@ class Story:
                 await asyncio.shield(self.life.over)
         for mark in processes_below(self.data):
             mark.kill()
-
-
-def processes_below(folder: Path) -> list[ProcessMark]:
-    """The living processes that have to do with a folder: by their environment, or by a mount."""
-    sign = str(folder).encode()
-    found = [ProcessMark.of(pid) for pid in all_pids() if pid != os.getpid() and _knows(pid, sign)]
-    return [mark for mark in found if mark is not None and mark.running()]
-
-
-def _knows(pid: int, sign: bytes) -> bool:
-    for name in ("environ", "mountinfo"):
-        with suppress(OSError):
-            if sign in Path(f"/proc/{pid}/{name}").read_bytes():
-                return True
-    return False
 
 
 async def _until(holds: Callable[[], bool], within_s: float, what: str) -> None:
