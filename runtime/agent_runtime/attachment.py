@@ -42,6 +42,7 @@ class Attachment:
         self.lost: TurnError | None = None
         self._seen_before: dict[str, int] = {}
         self.tasks: list[asyncio.Task[None]] = []
+        self._hushing = False
         self._session_id = session_id
 
     def untouched(self, turn_id: str | None) -> bool:
@@ -91,6 +92,18 @@ class Attachment:
         except SandboxFault as fault:
             _log.info("interrupt_unanswered", session_id=self._session_id, code=fault.code)
         await asyncio.sleep(max(0.0, deadline - asyncio.get_running_loop().time()))
+
+    async def hush(self) -> None:
+        """End what the agent has at work beside its turns; asked again meanwhile, once is enough."""
+        if self._hushing:
+            return
+        self._hushing = True
+        try:
+            await self.link.command("interrupt")
+        except SandboxFault as fault:
+            _log.info("interrupt_unanswered", session_id=self._session_id, code=fault.code)
+        finally:
+            self._hushing = False
 
     async def settle(self) -> None:
         """Bring the workspace's present state in, where there is still somebody to ask."""

@@ -49,8 +49,8 @@ from agent_runtime.moves import (
     WakeFailed,
     Woken,
 )
-from agent_runtime.ports import AgentTurnEnded
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentTurnEnded
 
 
 @dataclass(frozen=True, slots=True)

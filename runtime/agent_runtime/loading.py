@@ -102,7 +102,10 @@ class Loaded:
             await asyncio.sleep(max(idle_s / 4, _SHORTEST_SWEEP_S))
             for session in tuple(self._sessions.values()):
                 if session.quiet_s() >= idle_s and not viewed(session.session_id):
-                    await self._put_away(session, idle_s)
+                    try:
+                        await self._put_away(session, idle_s)
+                    except Exception:  # a log that breaks for one session must not keep all others in memory
+                        _log.exception("not_put_away", session_id=session.session_id)
 
     async def _put_away(self, session: AgentSession, idle_s: float) -> None:
         async with self.lock(session.session_id):

@@ -14,10 +14,11 @@ on calls `stop_all` before.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -50,6 +51,8 @@ from agent_runtime.workspace import check_tree, file_of, safe_path
 
 _log = structlog.get_logger(__name__)
 
+_STOP_S: Final = 20.0
+"""For a stop to be waited for: an agent's polite end, a look at all files, and a sandbox's end."""
 _REPEATABLE: Final = uuid.UUID("6f6e9b0a-5d0e-4a51-9a0c-7d1f6c1c2d11")
 """Namespace of session ids made from an idempotency key: the same owner and key give the same id."""
 
@@ -219,9 +222,14 @@ class SessionManager:
         self._changes.tell(principal.owner, SessionChange("deleted", session_id, None))
 
     async def stop_session(self, principal: Principal, session_id: str) -> ClientSession:
-        """End the sandbox, keep the session; returns when it is gone. Raises `NotFound`."""
+        """End the sandbox, keep the session. Raises `NotFound`.
+
+        Returns when it is gone or, where it holds what a store does not take, on the way (`stopping`).
+        """
         session = await self._own(principal, session_id)
-        await session.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await session.stop()
         return session.shown()
 
     async def prewarm_session(self, principal: Principal, session_id: str) -> ClientSession:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from agent_runtime.ports import AgentTurnEnded
 from agent_runtime.records import TurnError
+from agent_runtime.reports import AgentTurnEnded
 
 Manner: TypeAlias = Literal["queue", "steer", "interrupt"]
 """What a message does that arrives in mid-turn: wait, join that turn, or end it and come next."""

@@ -26,10 +26,15 @@ from agent_runtime.events import OptionsChanged, QueueChanged, SessionStatus
 from agent_runtime.holder import Holder
 from agent_runtime.machine import Machine
 from agent_runtime.moves import Effect
-from agent_runtime.ports import AgentIdentity, AgentTookIn, AgentTurnBegan, AgentTurnEnded
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import ClientSession, Phase, RuntimeStatus, TurnStatus
+from agent_runtime.reports import (
+    AgentIdentity,
+    AgentTookIn,
+    AgentTurnBegan,
+    AgentTurnEnded,
+)
 from agent_runtime.runner_feed import AgentGone, Heard
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
@@ -254,10 +259,14 @@ class Performer:
         self.holder.spawn("interrupt", self._interrupt(effect.turn_id))
 
     async def _interrupt(self, turn_id: str | None) -> None:
-        if self.holder.attached is not None:
-            await self.holder.attached.interrupt(self._around.interrupt_grace_s)
-        if turn_id is not None:
-            self.machine.feed(moves.InterruptExpired(turn_id))
+        attached = self.holder.attached
+        if turn_id is None:
+            if attached is not None:
+                await attached.hush()
+            return
+        if attached is not None:
+            await attached.interrupt(self._around.interrupt_grace_s)
+        self.machine.feed(moves.InterruptExpired(turn_id))
 
     async def _end_unbegun(self, effect: moves.EndUnbegun) -> None:
         await self._turns.end_unbegun(effect.turn_id, effect.report)

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 from agent_runtime.blocks import Block
 from agent_runtime.events import Event, Gap, LogEntry, Position, Replay
 from agent_runtime.profile import AgentProfile, FileRules
-from agent_runtime.records import SandboxRef, SessionRecord, Turn, TurnError, TurnStatus, Usage, WorkspaceFile
+from agent_runtime.records import SandboxRef, SessionRecord, Turn, WorkspaceFile
+from agent_runtime.reports import Translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,47 +321,6 @@ class AgentStart:
 
     driver: str
     options: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class AgentIdentity:
-    """The agent told its own session id; it is needed to resume."""
-
-    agent_session_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class AgentTurnBegan:
-    """The agent began to work, on a message or by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class AgentTurnEnded:
-    """The agent rests. `total_cost_usd` is cumulative for the agent's session; `usage` is this turn's.
-
-    `message_ids` are the turn ids of the messages it answered; empty when it worked by itself. A
-    message that was taken back before the agent took it up ends as cancelled, alone.
-    """
-
-    status: TurnStatus
-    stop_reason: str | None = None
-    error: TurnError | None = None
-    usage: Usage | None = None
-    total_cost_usd: float | None = None
-    model: str | None = None
-    message_ids: tuple[str, ...] = ()
-    autonomous: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AgentTookIn:
-    """The agent took a message, by its turn id, into the turn under way."""
-
-    message_id: str
-
-
-Report = AgentIdentity | AgentTurnBegan | AgentTookIn | AgentTurnEnded
-Translated = Event | Report
 
 
 class Translator(Protocol):

@@ -26,17 +26,17 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event
 from agent_runtime.file_feed import FileFeed
 from agent_runtime.incoming import exit_error, moment, storable_size, text
-from agent_runtime.ports import (
+from agent_runtime.ports import Translator
+from agent_runtime.profile import FileRules
+from agent_runtime.recorder import Recorder
+from agent_runtime.records import Checkpoint, TurnError
+from agent_runtime.reports import (
     AgentIdentity,
     AgentTookIn,
     AgentTurnBegan,
     AgentTurnEnded,
     Report,
-    Translator,
 )
-from agent_runtime.profile import FileRules
-from agent_runtime.recorder import Recorder
-from agent_runtime.records import Checkpoint, TurnError
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime_sandbox.frames import Frame
 
@@ -55,6 +55,8 @@ _ACKNOWLEDGE_BYTES: Final = 16 * _MIB
 _LINES_AT_ONCE: Final = 256
 """Native lines that are translated before the loop gets on with others."""
 _MAX_TRANSCRIPT_KEY: Final = 200
+_MAX_TRANSCRIPT_KEYS: Final = 10_000
+"""Threads of a session's transcript, one a subagent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +286,10 @@ class RunnerFeed:
 
     def _transcript(self, frame: Frame) -> None:
         key, entries = frame.get("key"), frame.get("entries")
-        if isinstance(key, str) and 0 < len(key) <= _MAX_TRANSCRIPT_KEY and isinstance(entries, list):
+        if not isinstance(key, str) or not 0 < len(key) <= _MAX_TRANSCRIPT_KEY:
+            return
+        known = self._recorder.transcript_lengths
+        if isinstance(entries, list) and (key in known or len(known) < _MAX_TRANSCRIPT_KEYS):
             kept = [(entry, size) for entry in entries if (size := storable_size(entry)) is not None]
             self._grown.append((frame["o"], key, len(kept)))
             self._recorder.transcript_grew(

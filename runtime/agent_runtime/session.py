@@ -27,7 +27,6 @@ from agent_runtime.blocks import Content, UserMessage
 from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import Conflict, PersistenceFault
 from agent_runtime.performer import Performer
-from agent_runtime.ports import AgentTurnEnded
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import (
@@ -38,6 +37,7 @@ from agent_runtime.records import (
     TurnStatus,
     WorkspaceFile,
 )
+from agent_runtime.reports import AgentTurnEnded
 from agent_runtime.tasks import unhindered
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
@@ -182,7 +182,10 @@ class AgentSession:
         self._machine.feed(moves.PrewarmWanted())
 
     async def stop(self, error: TurnError | None = None) -> None:
-        """End the sandbox; returns when it is gone. The session stays."""
+        """End the sandbox; returns when it is gone. The session stays.
+
+        That may take as long as the store is away: nothing ends before what is in it is durable.
+        """
         self._machine.feed(moves.StopWanted(error))
         await self._machine.idle()
 

@@ -16,9 +16,10 @@ from agent_runtime.blocks import BlockState, Content, TextPart, UserMessage
 from agent_runtime.clock import now
 from agent_runtime.errors import RateLimited
 from agent_runtime.events import BlockComplete, BlockStart, Event, TurnEnd, TurnStart
-from agent_runtime.ports import AgentTurnEnded, PersistenceAdapter
+from agent_runtime.ports import PersistenceAdapter
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import QueuedMessage, Turn, TurnStatus
+from agent_runtime.reports import AgentTurnEnded
 
 _PREVIEW_CHARS: Final = 200
 MAX_WAITING: Final = 50

@@ -22,8 +22,13 @@ from agent_runtime.blocks import (
 )
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, MetadataUpdate, TextDelta
 from agent_runtime.frozen import Frozen
-from agent_runtime.ports import AgentIdentity, AgentTookIn, AgentTurnEnded, Translated
 from agent_runtime.records import TurnStatus, Usage
+from agent_runtime.reports import (
+    AgentIdentity,
+    AgentTookIn,
+    AgentTurnEnded,
+    Translated,
+)
 from agent_runtime.testing.scripted_agent import line_of
 
 AGENT_ID = "chaos"

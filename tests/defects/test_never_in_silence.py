@@ -6,9 +6,9 @@ import pytest
 
 from agent_runtime.clock import now
 from agent_runtime.manager import NewSession
-from agent_runtime.ports import AgentIdentity
 from agent_runtime.profile import FileRules
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

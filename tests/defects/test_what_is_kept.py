@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from agent_runtime.ports import AgentIdentity, StoredBlock
+from agent_runtime.ports import StoredBlock
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent_runtime.blocks import MAIN, AssistantText, BlockState, Subagent, Thinking
 from agent_runtime.events import TextDelta
-from agent_runtime.ports import Translated
+from agent_runtime.reports import Translated
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
 from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator
 from agent_runtime_sandbox.frames import LineSplitter, decode, encode

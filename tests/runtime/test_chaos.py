@@ -13,8 +13,9 @@ from agent_runtime.blocks import BlockState, ToolResult, ToolUse
 from agent_runtime.clock import now
 from agent_runtime.errors import Conflict, PersistenceFault, RateLimited, SandboxFault
 from agent_runtime.events import BlockComplete, BlockStart
-from agent_runtime.ports import AgentIdentity, AgentTurnBegan, SandboxSpec
+from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import TurnStatus
+from agent_runtime.reports import AgentIdentity, AgentTurnBegan
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

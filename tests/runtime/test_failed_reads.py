@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agent_runtime.errors import PersistenceFault
-from agent_runtime.ports import AgentIdentity
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

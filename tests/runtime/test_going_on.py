@@ -9,8 +9,9 @@ import pytest
 from agent_runtime.blocks import AssistantText, BlockState, ToolResult, ToolStatus, ToolUse
 from agent_runtime.clock import now
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, TextDelta
-from agent_runtime.ports import AgentIdentity, AgentTurnBegan, StoredBlock
+from agent_runtime.ports import StoredBlock
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentIdentity, AgentTurnBegan
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from agent_runtime.ports import AgentIdentity
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

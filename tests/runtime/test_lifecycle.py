@@ -40,8 +40,8 @@ from agent_runtime.moves import (
     WakeFailed,
     Woken,
 )
-from agent_runtime.ports import AgentTurnEnded
 from agent_runtime.records import Phase, TurnError, TurnStatus
+from agent_runtime.reports import AgentTurnEnded
 
 LOST = TurnError(code="sandbox_lost", message="gone")
 NO_ROOM = TurnError(code="sandbox_unavailable", message="no room")

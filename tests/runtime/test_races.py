@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agent_runtime.events import MetadataUpdate
-from agent_runtime.ports import AgentTookIn
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentTookIn
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

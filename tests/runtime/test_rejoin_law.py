@@ -33,12 +33,12 @@ from agent_runtime.events import (
     TurnEnd,
     TurnStart,
 )
-from agent_runtime.ports import (
+from agent_runtime.ports import StoredBlock
+from agent_runtime.reports import (
     AgentIdentity,
     AgentTookIn,
     AgentTurnBegan,
     AgentTurnEnded,
-    StoredBlock,
     Translated,
 )
 from agent_runtime.testing import samples

@@ -6,9 +6,9 @@ from typing import Any
 from agent_runtime.blocks import AssistantText
 from agent_runtime.clock import now
 from agent_runtime.events import BlockComplete
-from agent_runtime.ports import AgentTurnBegan
 from agent_runtime.profile import FileRules
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentTurnBegan
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime_sandbox.frames import Frame
 from tests.runtime.scripts import Curtain, assert_orderly, others_get_on

@@ -10,8 +10,9 @@ from agent_runtime.clock import now
 from agent_runtime.conversation import Conversation
 from agent_runtime.errors import Conflict, InvalidRequest, RateLimited
 from agent_runtime.events import BlockComplete, BlockStart, Replay, TextDelta
-from agent_runtime.ports import AgentTurnBegan, SandboxSpec, StoredBlock
+from agent_runtime.ports import SandboxSpec, StoredBlock
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentTurnBegan
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.turns import MAX_WAITING
 from tests.runtime.scripts import Curtain, assert_orderly, eventually_told, kinds, never_rests

@@ -3,8 +3,9 @@
 import asyncio
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime.ports import AgentIdentity, AgentTurnEnded, SandboxSpec
+from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentIdentity, AgentTurnEnded
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime_sandbox.frames import Frame
 from tests.runtime.scripts import Curtain, assert_orderly, never_rests, others_get_on

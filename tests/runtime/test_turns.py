@@ -9,9 +9,9 @@ from agent_runtime.blocks import ImagePart, ImageSource, TextPart
 from agent_runtime.conversation import Conversation
 from agent_runtime.errors import Conflict, PersistenceFault, RateLimited
 from agent_runtime.events import Position, Replay
-from agent_runtime.ports import AgentTurnEnded
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import SessionRecord, TurnStatus
+from agent_runtime.reports import AgentTurnEnded
 from agent_runtime.turns import MAX_WAITING, Turns
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from agent_runtime.errors import Conflict
-from agent_runtime.ports import AgentTookIn, AgentTurnBegan
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentTookIn, AgentTurnBegan
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent_runtime.ports import AgentTurnEnded
+from agent_runtime.reports import AgentTurnEnded
 from agent_runtime.testing.scenarios import agent, bash
 from agent_runtime.testing.script import Say, Script, Wait
 from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator

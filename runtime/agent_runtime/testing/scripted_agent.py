@@ -13,16 +13,16 @@ from typing import Any
 from agent_runtime.blocks import BLOCK, Block
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event
-from agent_runtime.ports import (
+from agent_runtime.ports import AgentStart
+from agent_runtime.profile import AgentProfile
+from agent_runtime.records import TurnError, TurnStatus
+from agent_runtime.reports import (
     AgentIdentity,
-    AgentStart,
     AgentTookIn,
     AgentTurnBegan,
     AgentTurnEnded,
     Translated,
 )
-from agent_runtime.profile import AgentProfile
-from agent_runtime.records import TurnError, TurnStatus
 
 
 class ScriptedAgent:

@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias
 from agent_runtime.blocks import AssistantText, BlockState
 from agent_runtime.clock import now
 from agent_runtime.events import BlockComplete, BlockStart, TextDelta
-from agent_runtime.ports import AgentTurnEnded, Translated
 from agent_runtime.records import TurnStatus
+from agent_runtime.reports import AgentTurnEnded, Translated
 from agent_runtime.testing.scripted_agent import line_of
 from agent_runtime_sandbox.frames import (
     CHUNK_BYTES,

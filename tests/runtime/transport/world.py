@@ -24,16 +24,15 @@ from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event, TextDe
 from agent_runtime.manager import SessionManager
 from agent_runtime.ports import (
     AgentStart,
-    AgentTurnEnded,
     Capabilities,
     Credentials,
     GatewayEndpoint,
     Principal,
     SandboxSpec,
-    Translated,
 )
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import SandboxRef, TurnStatus
+from agent_runtime.reports import AgentTurnEnded, Translated
 from agent_runtime.transport.app import attach, build_app
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.memory import MemoryPersistence

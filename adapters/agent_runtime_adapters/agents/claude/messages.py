@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent_runtime.ports import AgentTookIn, AgentTurnEnded
 from agent_runtime.records import TurnStatus
+from agent_runtime.reports import AgentTookIn, AgentTurnEnded
 from agent_runtime_adapters.agents.claude.lines import Json, ident
 from agent_runtime_adapters.agents.claude.memory import MAX_MESSAGES, Memory, MessageWaiting
 from agent_runtime_adapters.agents.claude.writing import Writing

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from agent_runtime.events import MetadataUpdate
-from agent_runtime.ports import AgentTurnEnded
 from agent_runtime.records import TurnError, TurnStatus, Usage
+from agent_runtime.reports import AgentTurnEnded
 from agent_runtime_adapters.agents.claude.lines import Json, amount, count, ident, mapping, text
 
 _USAGE_FIELDS: Final = {

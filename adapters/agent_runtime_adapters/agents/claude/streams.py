@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from agent_runtime.blocks import MAIN, AssistantText, BlockState, Thinking, ToolStatus, ToolUse
 from agent_runtime.events import InputDelta, TextDelta
-from agent_runtime.ports import Translated
+from agent_runtime.reports import Translated
 from agent_runtime_adapters.agents.claude.lines import MAX_TEXT, Json, count, ident, mapping, text
 from agent_runtime_adapters.agents.claude.memory import Memory, MessageMemory
 from agent_runtime_adapters.agents.claude.writing import Writing

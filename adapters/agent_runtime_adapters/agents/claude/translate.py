@@ -20,8 +20,8 @@ from agent_runtime.blocks import (
     Thinking,
     UserMessage,
 )
-from agent_runtime.ports import AgentIdentity, AgentTurnBegan, Translated
 from agent_runtime.records import TurnStatus
+from agent_runtime.reports import AgentIdentity, AgentTurnBegan, Translated
 from agent_runtime_adapters.agents.claude import notices
 from agent_runtime_adapters.agents.claude.lines import (
     Json,

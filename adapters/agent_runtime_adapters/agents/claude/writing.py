@@ -12,7 +12,7 @@ from typing import Any
 
 from agent_runtime.blocks import AssistantText, Block, BlockState, Thinking, ToolResult, ToolStatus, ToolUse
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate
-from agent_runtime.ports import Translated
+from agent_runtime.reports import Translated
 
 
 @dataclass(slots=True)

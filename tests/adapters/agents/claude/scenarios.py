@@ -16,7 +16,12 @@ from typing import Any
 
 from agent_runtime.blocks import MAIN, Block
 from agent_runtime.conversation import Conversation
-from agent_runtime.ports import AgentIdentity, AgentTurnBegan, AgentTurnEnded, Translated
+from agent_runtime.reports import (
+    AgentIdentity,
+    AgentTurnBegan,
+    AgentTurnEnded,
+    Translated,
+)
 from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator
 from agent_runtime_sandbox.drivers.shown_order import NOTE, ShownOrder
 

@@ -15,7 +15,7 @@ from agent_runtime.blocks import ToolResult, ToolUse
 from agent_runtime.conversation import merge_deltas
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, InputDelta, TextDelta
 from agent_runtime.frozen import Frozen
-from agent_runtime.ports import AgentTurnBegan, AgentTurnEnded, Translated
+from agent_runtime.reports import AgentTurnBegan, AgentTurnEnded, Translated
 from tests.adapters.agents.claude.scenarios import GOLDEN, SCENARIOS, read, translated
 
 NEVER_ANSWERED = {"budget": "the budget ended the turn before the tool ran"}

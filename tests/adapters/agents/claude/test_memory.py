@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent_runtime.events import BlockComplete, BlockStart
 from agent_runtime.frozen import Frozen
-from agent_runtime.ports import Translated
+from agent_runtime.reports import Translated
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
 from agent_runtime_adapters.agents.claude.memory import Memory, read
 from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator

@@ -16,8 +16,8 @@ from agent_runtime.blocks import (
     UserMessage,
 )
 from agent_runtime.events import BlockComplete, BlockStart, MetadataUpdate, TextDelta
-from agent_runtime.ports import AgentIdentity, AgentTurnBegan, AgentTurnEnded
 from agent_runtime.records import TurnStatus
+from agent_runtime.reports import AgentIdentity, AgentTurnBegan, AgentTurnEnded
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
 from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator
 from tests.adapters.agents.claude.scenarios import (

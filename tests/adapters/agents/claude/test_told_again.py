@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from agent_runtime.blocks import Block, UserMessage
 from agent_runtime.conversation import Conversation
-from agent_runtime.ports import AgentIdentity, AgentTookIn, AgentTurnBegan, AgentTurnEnded, StoredBlock
+from agent_runtime.ports import StoredBlock
+from agent_runtime.reports import (
+    AgentIdentity,
+    AgentTookIn,
+    AgentTurnBegan,
+    AgentTurnEnded,
+)
 from agent_runtime_adapters.agents.claude.translate import ClaudeTranslator
 from tests.adapters.agents.claude.scenarios import AT, SCENARIOS, lines
 
