@@ -38,6 +38,8 @@ from agent_runtime_sandbox.frames import encode
 
 _log = structlog.get_logger(__name__)
 
+_CUTS: Final = 3
+"""Connections to a living sandbox that may break before its runner has greeted; its agent is at work."""
 _PATHS_TOLD: Final = 20
 _ENTRIES_AT_ONCE: Final = 200
 _ENTRY_BYTES_AT_ONCE: Final = 4 * 1024 * 1024
@@ -136,9 +138,14 @@ async def find(record: SessionRecord, around: Surroundings) -> RunnerLink:
         raise SandboxFault("There is no sandbox to go on in.", code="sandbox_lost")
     sandbox = await around.sandboxes.attach(record.sandbox)
     await around.gateway.open(record.session_id)
-    return await RunnerLink.resume(
-        sandbox, after=record.checkpoint.offset, max_file_bytes=around.file_rules.max_file_bytes
-    )
+    after, most = record.checkpoint.offset, around.file_rules.max_file_bytes
+    for _ in range(_CUTS):
+        try:
+            return await RunnerLink.resume(sandbox, after=after, max_file_bytes=most)
+        except SandboxFault as fault:
+            if fault.code != "sandbox_lost" or not await sandbox.alive():
+                raise
+    return await RunnerLink.resume(sandbox, after=after, max_file_bytes=most)
 
 
 async def give_up(record: SessionRecord, around: Surroundings) -> None:

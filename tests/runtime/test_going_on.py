@@ -230,6 +230,30 @@ async def test_a_sandbox_that_died_meanwhile_fails_its_turn_and_files_come_back(
             assert len(await it.of(session_id, "workspace_restored")) == 1
 
 
+async def test_connections_that_break_before_the_greeting_cost_no_turn() -> None:
+    curtain, store = Curtain(), MemoryPersistence()
+    async with ScriptedSandboxes(curtain) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as it:
+            session_id = await it.new(message="hello")
+            await curtain.playing()
+            await killed(it)
+        (sandbox,) = sandboxes.made
+        attach, cuts = sandbox.runner.attach, iter(range(3))
+
+        def cut_at_first(after: int, send: Any) -> None:
+            if next(cuts, None) is None:
+                attach(after, send)
+            else:
+                sandbox.break_connections()
+
+        sandbox.runner.attach = cut_at_first  # type: ignore[method-assign]
+        async with runtime(sandboxes, store) as it:
+            curtain.raised.set()
+            (turn,) = await it.ended(session_id, 1)
+            assert turn.status is TurnStatus.COMPLETED
+            assert sandboxes.made == [sandbox]
+
+
 async def test_a_closing_runtime_detaches_and_its_turn_goes_on() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
