@@ -36,6 +36,7 @@ from agent_runtime.reports import (
     AgentTurnEnded,
 )
 from agent_runtime.runner_feed import AgentGone, Heard
+from agent_runtime.runner_link import NO_AGENT
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
 
@@ -150,6 +151,8 @@ class Performer:
             if changed:
                 await attached.change_options(changed)
         except SandboxFault as fault:
+            if fault.code == NO_AGENT:
+                return  # the next one is started with them
             if fault.code != "runner_refused":
                 raise
             raise Conflict(fault.detail, code="options_refused", session_id=self._session_id) from fault

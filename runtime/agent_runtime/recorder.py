@@ -260,7 +260,9 @@ class Recorder:
             await self._save_blocks()
             if self._unsaved_files or self._transcript:
                 await asyncio.sleep(self._sync_interval_s)
-                await self._save_workspace()
+                # Whose transcript it is must be known before any of it: it could not be resumed else.
+                await self._save_noted()
+                await self._save_workspace(files_alone=self.record.agent_session_id is None)
 
     async def _save_blocks(self) -> None:
         async with self._writing:
@@ -279,11 +281,12 @@ class Recorder:
     async def _blocks_saved(self, blocks: Sequence[StoredBlock]) -> bool:
         return await self._until_saved(lambda: self._persistence.save_blocks(self.session_id, blocks))
 
-    async def _save_workspace(self) -> None:
+    async def _save_workspace(self, *, files_alone: bool = False) -> None:
         async with self._writing:
             files, self._unsaved_files = self._unsaved_files, {}
-            transcript, self._transcript = self._transcript, {}
-            saving = self._unsaved_bytes
+            transcript = {} if files_alone else self._transcript
+            self._transcript = self._transcript if files_alone else {}
+            saving = 0 if files_alone and self._transcript else self._unsaved_bytes
             try:
                 await self._save_files(files)
                 for key, (place, entries) in transcript.items():

@@ -25,6 +25,8 @@ _RECONNECTS: Final = 3
 """A runner that drops us so often in a row without one frame between is not worth more tries."""
 _REPEATABLE: Final = frozenset({"message", "interrupt", "options", "list", "read", "sync", "close"})
 """Commands that do no harm when done twice (a message by its uuid): sent again after a break."""
+NO_AGENT: Final = "agent_not_running"
+"""The runner's word, and ours, for a command to an agent that has ended, or is to be started."""
 COMMAND_TIMEOUT_S: Final = 30.0
 """How long a reply may take. Commands are answered at once; only `start` and `sync` do real work."""
 
@@ -321,6 +323,8 @@ async def _attached(sandbox: Sandbox, *, after: int) -> Channel:
 
 def _refusal(error: object) -> SandboxFault:
     """The runner's own words, bounded."""
-    said = error.get("message") if isinstance(error, dict) else error
+    said, code = (error.get("message"), error.get("code")) if isinstance(error, dict) else (error, None)
     detail = text_of(said[:500]) if isinstance(said, str) and said else "The runner refused."
+    if code == NO_AGENT:
+        return SandboxFault(detail, code=NO_AGENT)
     return SandboxFault(detail, code="runner_refused", retryable=False)
