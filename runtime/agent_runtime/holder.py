@@ -34,6 +34,7 @@ from agent_runtime.wake import Awake, Surroundings, find, give_up, rouse, wake, 
 
 _log = structlog.get_logger(__name__)
 
+_WITH_AGENT: Final = frozenset({Phase.RUNNING, Phase.READY})
 _ON_THE_WAY: Final = frozenset({Phase.RUNNING, Phase.READY, Phase.WAKING, Phase.HIBERNATED})
 _OF_NO_USE: Final = frozenset({"sandbox_lost", "sandbox_timeout"})
 _FIND_AGAIN_S: Final = (0.2, 1.0, 3.0)
@@ -64,7 +65,7 @@ class Holder:
         say: Callable[[str | None], Awaitable[None]],
         turn_id: Callable[[], str | None],
         heard: Callable[[Heard], Awaitable[None]],
-        follow_options: Callable[[Attachment, dict[str, Any]], Awaitable[None]],
+        follow_options: Callable[[Attachment], Awaitable[None]],
     ) -> None:
         self.attached: Attachment | None = None
         self.spawn: Spawn = _not_yet
@@ -138,6 +139,7 @@ class Holder:
         await self._recorder.update_record(
             sandbox=ref,
             checkpoint=self.attached.feed.beginning(),
+            agent_options=awake.options,
             last_sandbox_id=ref.sandbox_id,
             restart_count=record.restart_count + (before is not None),
             untold=what_was_lost(awake, record.untold) if before is not None else None,
@@ -152,7 +154,9 @@ class Holder:
         """Go on, or say why the sandbox is of no use after all."""
         attached = self.attached
         assert attached is not None
-        await self._follow_options(attached, awake.options)  # somebody may have changed them meanwhile
+        if self._recorder.record.agent_options != awake.options:
+            await self._recorder.update_record(agent_options=awake.options)
+        await self._follow_options(attached)  # somebody may have changed them meanwhile
         if attached.lost is None:
             self._machine.feed(moves.Woken(attempt))
         return attached.lost
@@ -192,6 +196,14 @@ class Holder:
         attached = self._attach(link, checkpoint.translator)
         for turn_id in unfinished:
             attached.take_over(turn_id)
+
+    async def follow_options(self) -> None:
+        """Have the agent of a sandbox that was found follow options that it was not told of in time."""
+        if self.attached is not None and self._machine.state.phase in _WITH_AGENT:
+            try:
+                await self._follow_options(self.attached)
+            except RuntimeFault as fault:
+                _log.warning("options_not_followed", session_id=self._session_id, code=fault.code)
 
     async def caught_up(self) -> None:
         """Return when all that a found sandbox had said is dealt with, or it takes too long."""

@@ -133,15 +133,20 @@ class Performer:
         async with self._changing_options:
             before = self._recorder.record.session_options
             merged = self._around.agent.check_options({**before, **options})
+            told: dict[str, Any] = {}
             if self.holder.attached is not None and self.machine.state.phase in _WITH_AGENT:
                 await self._tell_options(self.holder.attached, before, merged)
-            await self._recorder.update_record(session_options=merged)
+                told = {"agent_options": merged}
+            await self._recorder.update_record(session_options=merged, **told)
             await self._recorder.publish([OptionsChanged(session_options=merged)])
         self._on_change(self.shown())
 
-    async def _follow_options(self, attached: Attachment, started_with: dict[str, Any]) -> None:
+    async def _follow_options(self, attached: Attachment) -> None:
         async with self._changing_options:
-            await self._tell_options(attached, started_with, self._recorder.record.session_options)
+            has, wanted = self._recorder.record.agent_options, self._recorder.record.session_options
+            if has is not None and has != wanted:
+                await self._tell_options(attached, has, wanted)
+                await self._recorder.update_record(agent_options=wanted)
 
     async def _tell_options(
         self, attached: Attachment, before: dict[str, Any], after: dict[str, Any]

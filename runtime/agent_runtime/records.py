@@ -91,7 +91,8 @@ class SessionRecord(Frozen):
 
     `usage` and `cost_usd` are running totals as the agent last reported them. `sandbox` is there
     while one lives, with the `checkpoint` to go on from; `last_sandbox_id` and `restart_count` remember
-    those that went before. `untold` is what the agent is still to be told with the next message.
+    those that went before. `untold` is what the agent is still to be told with the next message,
+    `agent_options` are the session options that its process has been given.
     """
 
     session_id: str
@@ -108,6 +109,7 @@ class SessionRecord(Frozen):
     sandbox: SandboxRef | None = None
     checkpoint: Checkpoint | None = None
     untold: str | None = None
+    agent_options: dict[str, Any] | None = None
     last_sandbox_id: str | None = None
     restart_count: int = 0
     usage: Usage | None = None

@@ -253,6 +253,7 @@ class AgentSession:
                 waiting = await self._take_up()
                 self._spawn("effects", self._machine.run(self._performer.perform))
                 await self._holder.caught_up()
+                await self._holder.follow_options()
                 for turn_id in waiting:
                     self._machine.feed(moves.MessageAccepted(turn_id))
                 self._taken_up.set()

@@ -230,6 +230,31 @@ async def test_a_sandbox_that_died_meanwhile_fails_its_turn_and_files_come_back(
             assert len(await it.of(session_id, "workspace_restored")) == 1
 
 
+async def test_options_that_the_agent_was_not_told_in_time_are_told_after_a_kill() -> None:
+    curtain, store = Curtain(), MemoryPersistence()
+    async with ScriptedSandboxes(curtain) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as it:
+            session_id = await it.new(message="hello")
+            await curtain.playing()
+            await killed(it)
+        await store.open()
+        record = await store.load_session(session_id)
+        assert record is not None
+        assert record.agent_options == {}
+        # As a change leaves it that came while the agent was started.
+        await store.update_session(record.model_copy(update={"session_options": {"mood": 2}}))
+        async with runtime(sandboxes, store) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            commands = sandboxes.made[0].runner.commands
+            await eventually(lambda: [each["options"] for each in commands if each["k"] == "options"])
+            assert [each["options"] for each in commands if each["k"] == "options"] == [{"mood": 2}]
+            curtain.raised.set()
+            await it.ended(session_id, 1)
+            stored = await store.load_session(session_id)
+            assert stored is not None
+            assert stored.agent_options == {"mood": 2}
+
+
 async def test_connections_that_break_before_the_greeting_cost_no_turn() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
