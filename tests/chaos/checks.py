@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -296,12 +296,19 @@ def _files(story: Story, session: int, manifest: dict[str, str], taken_in: set[s
     for turn in story.turns[session]:
         order = orders.get(turn.get("messageId"))
         passed = turn["turnId"] in taken_in or turn.get("stopReason") == "steered"
-        if order is None or turn["status"] != "completed" or passed:
+        if order is None or turn["status"] != "completed" or passed or _died_at_its_end(story, session, turn):
             continue
         for file in order.files:
             sha256 = hashlib.sha256(file.text.encode()).hexdigest()
             if file.path != "shared.txt" and manifest.get(file.path) != sha256:
                 yield f"{order.message_id} wrote {file.path}, which is {manifest.get(file.path)} in the store"
+
+
+def _died_at_its_end(story: Story, session: int, turn: dict[str, Any]) -> bool:
+    """Whether the sandbox was killed around the moment when the turn ended: what was not told died with it."""
+    ended = datetime.fromisoformat(turn["endedAt"])
+    kills = [deed.at for deed in story.deeds if deed.what == "kill-sandbox" and deed.session == session]
+    return any(abs(ended - at) < timedelta(seconds=1) for at in kills)
 
 
 def _workspace(story: Story, session: int) -> dict[str, str] | None:
