@@ -305,7 +305,7 @@ def _files(story: Story, session: int, manifest: dict[str, str], taken_in: set[s
 
 
 def _died_at_its_end(story: Story, session: int, turn: dict[str, Any]) -> bool:
-    """Whether the sandbox was killed around the moment when the turn ended: what was not told died with it."""
+    """Whether the sandbox was killed around the turn's end: what it had not told died with it."""
     ended = datetime.fromisoformat(turn["endedAt"])
     kills = [deed.at for deed in story.deeds if deed.what == "kill-sandbox" and deed.session == session]
     return any(abs(ended - at) < timedelta(seconds=1) for at in kills)
