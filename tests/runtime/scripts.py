@@ -10,7 +10,9 @@ from agent_runtime.errors import RuntimeFault
 from agent_runtime.events import BlockComplete, BlockStart, TextDelta
 from agent_runtime.records import TurnStatus
 from agent_runtime.testing.scripted_runner import Stage, echo
-from tests.runtime.world import World
+from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
+from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.runtime.world import World, killed, runtime
 from tests.waiting import eventually
 
 
@@ -108,3 +110,14 @@ async def refused(call: Awaitable[Any]) -> RuntimeFault | None:
     except RuntimeFault as fault:
         return fault
     return None
+
+
+async def cut_off(
+    sandboxes: ScriptedSandboxes, store: MemoryPersistence, curtain: Curtain
+) -> tuple[str, Stage]:
+    """A runtime that was killed in the middle of its first turn; the session and the agent's stage."""
+    async with runtime(sandboxes, store, leaves=True) as it:
+        session_id = await it.new(message="hello")
+        stage = await curtain.playing()
+        await killed(it)
+    return session_id, stage

@@ -14,8 +14,8 @@ from agent_runtime.testing.scripted_runner import ScriptedRunner
 from agent_runtime.testing.scripted_sandbox import ScriptedSandbox, ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
 from agent_runtime_sandbox.frames import encode
-from tests.runtime.scripts import Curtain
-from tests.runtime.world import ANNA, killed, runtime
+from tests.runtime.scripts import Curtain, cut_off
+from tests.runtime.world import ANNA, runtime
 from tests.waiting import eventually
 
 Greets = Callable[[ScriptedRunner, int, Callable[[bytes], None]], None]
@@ -68,10 +68,7 @@ async def test_a_runner_that_is_not_what_it_was_ends_with_its_turn_and_the_next_
     monkeypatch.setitem(runner_link.RunnerLink.command.__kwdefaults__, "timeout_s", 0.2)
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            await curtain.playing()
-            await killed(it)
+        session_id, _ = await cut_off(sandboxes, store, curtain)
         runner = sandboxes.made[0].runner
         monkeypatch.setattr(runner, "attach", lambda after, send: greets(runner, after, send))
         async with runtime(sandboxes, store) as it:
@@ -88,10 +85,7 @@ async def test_a_sandbox_that_cannot_be_reached_for_a_moment_is_gone_on_in(
 ) -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            await curtain.playing()
-            await killed(it)
+        session_id, _ = await cut_off(sandboxes, store, curtain)
         tries = 0
         connect = ScriptedSandbox.connect
 

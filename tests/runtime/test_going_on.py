@@ -15,7 +15,7 @@ from agent_runtime.reports import AgentIdentity, AgentTurnBegan
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
-from tests.runtime.scripts import Curtain, assert_orderly, others_get_on
+from tests.runtime.scripts import Curtain, assert_orderly, cut_off, others_get_on
 from tests.runtime.world import ANNA, World, killed, runtime
 from tests.waiting import eventually
 
@@ -58,10 +58,7 @@ async def test_a_turn_goes_on_over_a_kill_and_ends_once() -> None:
 async def test_a_turn_that_ended_while_nobody_listened_ends_once_for_all() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            await curtain.playing()
-            await killed(it)
+        session_id, _ = await cut_off(sandboxes, store, curtain)
         curtain.raised.set()
         await others_get_on()
         async with runtime(sandboxes, store) as it:
@@ -76,10 +73,7 @@ async def test_a_turn_that_ended_while_nobody_listened_ends_once_for_all() -> No
 async def test_a_viewer_who_comes_back_sees_what_was_said_meanwhile_in_its_snapshot() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            stage = await curtain.playing()
-            await killed(it)
+        session_id, stage = await cut_off(sandboxes, store, curtain)
         half = AssistantText(id="half", timestamp=now(), state=BlockState.STREAMING)
         stage.tell(BlockStart(block=half), TextDelta(block_id="half", delta="I was about"))
         async with runtime(sandboxes, store) as it:
@@ -194,10 +188,7 @@ async def at_once(_: Any) -> None:
 async def test_an_agent_that_ended_meanwhile_fails_its_turn_and_the_next_message_wakes_another() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            stage = await curtain.playing()
-            await killed(it)
+        session_id, stage = await cut_off(sandboxes, store, curtain)
         stage.exit()
         curtain.raised.set()
         async with runtime(sandboxes, store) as it:
@@ -233,10 +224,7 @@ async def test_a_sandbox_that_died_meanwhile_fails_its_turn_and_files_come_back(
 async def test_options_that_the_agent_was_not_told_in_time_are_told_after_a_kill() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            await curtain.playing()
-            await killed(it)
+        session_id, _ = await cut_off(sandboxes, store, curtain)
         await store.open()
         record = await store.load_session(session_id)
         assert record is not None
@@ -258,10 +246,7 @@ async def test_options_that_the_agent_was_not_told_in_time_are_told_after_a_kill
 async def test_connections_that_break_before_the_greeting_cost_no_turn() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            await curtain.playing()
-            await killed(it)
+        session_id, _ = await cut_off(sandboxes, store, curtain)
         (sandbox,) = sandboxes.made
         attach, cuts = sandbox.runner.attach, iter(range(3))
 
@@ -317,10 +302,7 @@ async def test_a_closing_runtime_whose_store_is_down_loses_nothing() -> None:
 async def test_a_store_that_cannot_be_read_at_the_start_costs_no_agent_its_life() -> None:
     curtain, store = Curtain(), MemoryPersistence()
     async with ScriptedSandboxes(curtain) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new(message="hello")
-            await curtain.playing()
-            await killed(it)
+        session_id, _ = await cut_off(sandboxes, store, curtain)
         async with runtime(sandboxes, store) as it:
             it.store.only, it.store.down = {"block_index", "load_blocks"}, True
             await eventually(lambda: it.store.refused)
