@@ -164,6 +164,9 @@ class WorkspaceFiles:
         if known is not None and _is_closed_copy(known, reading.entry):
             self._manifest.put(path, replace(reading.entry, sha256=known.sha256, omitted=None))
             return None
+        if known is None and self._manifest.count >= self._rules.max_files:
+            self._note_left_out(WHOLE, leaves_out=True)  # another look was quicker to fill the last places
+            return None
         self._manifest.put(path, reading.entry)
         if known is not None and _same_content(known, reading.entry):
             return None

@@ -3,6 +3,7 @@
 import asyncio
 
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
@@ -96,6 +97,7 @@ async def test_what_the_agent_began_is_never_done_twice() -> None:
 
     async def script(stage: Stage) -> None:
         heard.append(stage.turn_id)
+        stage.tell(AgentIdentity("agent"))
         stage.remember({"n": 1})
         await asyncio.Event().wait()
 
