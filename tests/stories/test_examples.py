@@ -74,6 +74,8 @@ async def test_a_host_mounts_the_runtime_and_its_users_do_not_see_each_other(tmp
                     assert response.status == 404
                 async with bob.get("/agents/api/sessions") as response:
                     assert (await response.json())["sessions"] == []
+                async with alice.post(f"/agents/api/sessions/{session_id}/stop") as response:
+                    assert response.status == 200, "a host that closes leaves its sandboxes to the next start"
             tools = {tool["name"] for tool in model.requests[-1].body["tools"]}
             assert "Bash" not in tools, "a profile's tools really restrict"
             assert "Read" in tools
