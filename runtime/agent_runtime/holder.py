@@ -34,7 +34,8 @@ from agent_runtime.wake import Awake, Surroundings, find, give_up, rouse, wake, 
 
 _log = structlog.get_logger(__name__)
 
-_WITH_AGENT: Final = frozenset({Phase.RUNNING, Phase.READY})
+WITH_AGENT: Final = frozenset({Phase.RUNNING, Phase.READY})
+"""The phases in which an agent's process is there to be spoken to."""
 _ON_THE_WAY: Final = frozenset({Phase.RUNNING, Phase.READY, Phase.WAKING, Phase.HIBERNATED})
 _OF_NO_USE: Final = frozenset({"sandbox_lost", "sandbox_timeout"})
 _FIND_AGAIN_S: Final = (0.2, 1.0, 3.0)
@@ -199,7 +200,7 @@ class Holder:
 
     async def follow_options(self) -> None:
         """Have the agent of a sandbox that was found follow options that it was not told of in time."""
-        if self.attached is not None and self._machine.state.phase in _WITH_AGENT:
+        if self.attached is not None and self._machine.state.phase in WITH_AGENT:
             try:
                 await self._follow_options(self.attached)
             except RuntimeFault as fault:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -23,7 +23,7 @@ from agent_runtime.attachment import Attachment, turn_error
 from agent_runtime.blocks import Content
 from agent_runtime.errors import Conflict, SandboxFault
 from agent_runtime.events import OptionsChanged, QueueChanged, SessionStatus
-from agent_runtime.holder import Holder
+from agent_runtime.holder import WITH_AGENT, Holder
 from agent_runtime.machine import Machine
 from agent_runtime.moves import Effect
 from agent_runtime.profile import AgentProfile
@@ -41,8 +41,6 @@ from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
 
 _log = structlog.get_logger(__name__)
-
-_WITH_AGENT: Final = frozenset({Phase.RUNNING, Phase.READY})
 
 
 class Performer:
@@ -134,7 +132,7 @@ class Performer:
             before = self._recorder.record.session_options
             merged = self._around.agent.check_options({**before, **options})
             told: dict[str, Any] = {}
-            if self.holder.attached is not None and self.machine.state.phase in _WITH_AGENT:
+            if self.holder.attached is not None and self.machine.state.phase in WITH_AGENT:
                 await self._tell_options(self.holder.attached, before, merged)
                 told = {"agent_options": merged}
             await self._recorder.update_record(session_options=merged, **told)
@@ -281,7 +279,7 @@ class Performer:
         self._on_change(self.shown())
 
     async def _end_turn(self, effect: moves.EndTurn) -> None:
-        everything = self.machine.state.phase not in _WITH_AGENT
+        everything = self.machine.state.phase not in WITH_AGENT
         attached = self.holder.attached
         if attached is not None:
             await attached.feed.quiet()

@@ -174,6 +174,10 @@ class Recorder:
         """How many entries each key has, those included that are still to be saved."""
         return dict(self._transcript_next)
 
+    def knows_transcript(self, key: str, most: int) -> bool:
+        """Whether there is such a key, or room for one more below so many."""
+        return key in self._transcript_next or len(self._transcript_next) < most
+
     def transcript_stored(self, lengths: dict[str, int]) -> None:
         """Note how many entries of each key there are; new ones are counted on from there."""
         self._transcript_next = dict(lengths)

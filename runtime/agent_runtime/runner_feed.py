@@ -288,8 +288,7 @@ class RunnerFeed:
         key, entries = frame.get("key"), frame.get("entries")
         if not isinstance(key, str) or not 0 < len(key) <= _MAX_TRANSCRIPT_KEY:
             return
-        known = self._recorder.transcript_lengths
-        if isinstance(entries, list) and (key in known or len(known) < _MAX_TRANSCRIPT_KEYS):
+        if isinstance(entries, list) and self._recorder.knows_transcript(key, _MAX_TRANSCRIPT_KEYS):
             kept = [(entry, size) for entry in entries if (size := storable_size(entry)) is not None]
             self._grown.append((frame["o"], key, len(kept)))
             self._recorder.transcript_grew(

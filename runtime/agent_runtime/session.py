@@ -9,8 +9,8 @@ All tasks belong to one task group, in `run`. It begins by going on where an ear
 runtime ended: in its sandbox, if that lives, with the turn that was under way. There are two ends.
 `stop`, then `close`: the turn under way ends with a typed error, files and transcript are synced, the
 sandbox is stopped. `close` with `detach`: all of it goes on without us, and the next process finds it.
-However else `run` ends, no sandbox is left; in no case does anybody wait for ever. Knows no vendor, no
-wire and no other session.
+A `run` that fails leaves its sandbox to whoever loads the session again, if it may `survive`, and else
+ends it; in no case does anybody wait for ever. Knows no vendor, no wire and no other session.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ Outcome: TypeAlias = Literal["started", "queued", "steered", "interrupted"]
 class SendReceipt:
     """What a sender gets: the turn of its message, and whether the message was known already.
 
-    `outcome` tells what happened to a new one: its turn is on its way; it waits; the agent took it into
-    the turn under way; that turn was asked to end and this one comes next.
+    `outcome` tells what happened to a new one: its turn is on its way; it waits; the agent was handed it
+    for the turn under way; that turn was asked to end and this one comes next.
     """
 
     turn_id: str
