@@ -19,7 +19,7 @@ from aiohttp import web
 
 from agent_runtime.blocks import AssistantText, BlockState
 from agent_runtime.config import RuntimeConfig
-from agent_runtime.errors import InvalidRequest
+from agent_runtime.errors import InvalidRequest, SandboxFault
 from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event, TextDelta
 from agent_runtime.manager import SessionManager
 from agent_runtime.ports import (
@@ -166,7 +166,7 @@ class ScriptedSandboxes:
         self.on_message(runner, turn_id)
 
     async def attach(self, ref: SandboxRef) -> ScriptedRunner:
-        raise NotImplementedError
+        raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
         return ()
