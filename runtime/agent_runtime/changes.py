@@ -1,4 +1,4 @@
-"""Changes: who watches the list of an owner's sessions, and what they are told.
+"""Changes: who watches the list of an owner's sessions, and what they are told; and who views a session.
 
 The manager tells; the transport watches. A watcher that fails harms nobody else: least of all the
 session that changed.
@@ -6,7 +6,9 @@ session that changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,3 +52,25 @@ class Changes:
                     on_change(change)
                 except Exception:
                     _log.exception("watcher_failed", session_id=change.session_id)
+
+
+class Viewers:
+    """How many follow each session's log."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+
+    @contextmanager
+    def viewing(self, session_id: str) -> Iterator[None]:
+        """Count one more while the block runs."""
+        self._count[session_id] += 1
+        try:
+            yield
+        finally:
+            self._count[session_id] -= 1
+            if not self._count[session_id]:
+                del self._count[session_id]
+
+    def any(self, session_id: str) -> bool:
+        """Whether anybody follows this session."""
+        return session_id in self._count

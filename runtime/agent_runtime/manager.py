@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ import structlog
 
 from agent_runtime.blocks import Block, Content
 from agent_runtime.catalogue import Catalogue
-from agent_runtime.changes import Changes, SessionChange
+from agent_runtime.changes import Changes, SessionChange, Viewers
 from agent_runtime.clock import now
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
@@ -84,7 +83,7 @@ class SessionManager:
         self._loaded = Loaded(config, profile=self.profile, on_change=self._changed)
         self._takeover = Takeover(config, self._loaded)
         self._readiness = ReadinessProbe(config, self._loaded)
-        self._viewers: Counter[str] = Counter()
+        self._viewers = Viewers()
 
     async def open(self) -> None:
         """Open the store, begin to take up what an earlier process left, try a sandbox out.
@@ -97,7 +96,7 @@ class SessionManager:
             await self._loaded.open()
             await self._takeover.begin()
             self._loaded.spawn(
-                self._loaded.put_away_idle(self._config.session_idle_timeout_s, viewed=self._is_viewed)
+                self._loaded.put_away_idle(self._config.session_idle_timeout_s, viewed=self._viewers.any)
             )
             found = await self._config.sandboxes.probe()
             if not found.available:
@@ -342,19 +341,9 @@ class SessionManager:
 
     # The whole.
 
-    @contextmanager
-    def viewing(self, session_id: str) -> Iterator[None]:
+    def viewing(self, session_id: str) -> AbstractContextManager[None]:
         """While somebody follows a session's log, the session stays in memory and its log whole."""
-        self._viewers[session_id] += 1
-        try:
-            yield
-        finally:
-            self._viewers[session_id] -= 1
-            if not self._viewers[session_id]:
-                del self._viewers[session_id]
-
-    def _is_viewed(self, session_id: str) -> bool:
-        return session_id in self._viewers
+        return self._viewers.viewing(session_id)
 
     def watch(self, principal: Principal, on_change: Callable[[SessionChange], None]) -> Callable[[], None]:
         """Be called at each change of the principal's session list; returns how to end that."""
