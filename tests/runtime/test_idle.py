@@ -66,22 +66,28 @@ async def test_an_idle_sandbox_is_put_away_after_its_files_are_stored() -> None:
         assert restored.restored_files == 2
 
 
+async def one_that_came_later_hibernates(it: World) -> None:
+    """So whoever rested before had all the time for it."""
+    await it.reaches(await it.new(message="rests"), Phase.HIBERNATED)
+
+
 async def test_what_works_in_the_background_keeps_its_agent_awake_over_a_restart_too() -> None:
     async def script(stage: Stage) -> None:
-        stage.line({"report": "at_work", "tasks": 1})
+        if stage.message == "works":
+            stage.line({"report": "at_work", "tasks": 1})
         stage.rest()
 
     store = MemoryPersistence()
     async with ScriptedSandboxes(script) as sandboxes:
         async with runtime(sandboxes, store, leaves=True, **SOON) as it:
-            session_id = await it.new(message="one")
+            session_id = await it.new(message="works")
             await it.ended(session_id, 1)
-            await asyncio.sleep(0.2)  # four times as long as an idle agent is given
+            await one_that_came_later_hibernates(it)
             assert await it.phase(session_id) is Phase.READY
             await killed(it)
         async with runtime(sandboxes, store, **SOON) as it:
             await it.manager.snapshot(ANNA, session_id)
-            await asyncio.sleep(0.2)
+            await one_that_came_later_hibernates(it)
             assert await it.phase(session_id) is Phase.READY
             sandboxes.made[0].runner.stage().line({"report": "at_work", "tasks": 0})
             await it.reaches(session_id, Phase.HIBERNATED)
@@ -91,13 +97,14 @@ async def test_a_long_turn_is_not_idle() -> None:
     go_on = asyncio.Event()
 
     async def script(stage: Stage) -> None:
-        await go_on.wait()
+        if stage.message == "long":
+            await go_on.wait()
         await echo(stage)
 
     async with world(script, **SOON) as it:
-        session_id = await it.new(message="one")
+        session_id = await it.new(message="long")
         await it.reaches(session_id, Phase.RUNNING)
-        await asyncio.sleep(0.2)
+        await one_that_came_later_hibernates(it)
         assert await it.phase(session_id) is Phase.RUNNING
         go_on.set()
         await it.ended(session_id, 1)
