@@ -7,9 +7,10 @@ come from (a file, the command line, a host's code) is the composition root's bu
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from agent_runtime.needs import DEFAULT_RESOURCES, Resources
 from agent_runtime.ports import (
     Agent,
     Authenticator,
@@ -47,6 +48,8 @@ class RuntimeConfig:
 
     Sessions:
         file_rules: which files of a workspace are kept; for sandboxes that are begun from now on.
+        resources: what a sandbox gets whose profile does not say, and the most that a profile can ask for.
+        secrets: name to value of what profiles may ask to have inside; nothing else ever is.
         sync_interval_s: files and transcript are stored so often while they change.
         interrupt_grace_s: from the interrupt to the end of an agent that does not stop.
         wake_timeout_s: for a sandbox with a ready agent. orphan_timeout_s: a runner without a
@@ -77,6 +80,8 @@ class RuntimeConfig:
     cors_origins: tuple[str, ...] = ()
 
     file_rules: FileRules = field(default_factory=FileRules)
+    resources: Resources = DEFAULT_RESOURCES
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     sync_interval_s: float = 1.0
     interrupt_grace_s: float = 10.0
     wake_timeout_s: float = 60.0

@@ -1,7 +1,8 @@
 """Frozen: the one shape that all value models of this project share.
 
 Immutable in Python, camelCase in JSON, the same JSON on the wire and in the store. This module
-knows nothing of any particular model; `blocks`, `records`, `events` and `profile` build on it.
+knows nothing of any particular model; `blocks`, `records`, `events`, `needs` and `profile`
+build on it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,14 @@ class Frozen(BaseModel):
         except UnicodeEncodeError:
             readable = type(self).model_validate(_readable(self.model_dump()))
             return readable.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class Strict(Frozen):
+    """A value that people write: an unknown field is a typing error, so it is refused."""
+
+    model_config = ConfigDict(
+        frozen=True, alias_generator=to_camel, populate_by_name=True, extra="forbid", ser_json_bytes="base64"
+    )
 
 
 def text_of(value: str) -> str:

@@ -24,6 +24,7 @@ from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import WorkspaceRestored
 from agent_runtime.idle import watch_idleness
 from agent_runtime.machine import Machine
+from agent_runtime.needs import Egress
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import Phase, SandboxStatus, TurnError
@@ -170,7 +171,7 @@ class Holder:
         record = self._recorder.record
         for pause_s in (*_FIND_AGAIN_S, None):
             try:
-                self._found = await find(record, self._around)
+                self._found = await find(record, self._around, egress=await self._egress())
             except RuntimeFault as fault:
                 _log.warning("sandbox_not_found_again", session_id=self._session_id, code=fault.code)
                 if fault.code in _OF_NO_USE or pause_s is None:
@@ -181,6 +182,14 @@ class Holder:
         await unhindered(give_up(record, self._around))
         self._recorder.conversation.told_again()
         return None
+
+    async def _egress(self) -> Egress | None:
+        """What the profile allows now; None where it is not to be had."""
+        try:
+            return (await self._profile(self._recorder.record.agent_profile_reference)).sandbox.egress
+        except RuntimeFault as fault:
+            _log.warning("egress_not_known", session_id=self._session_id, code=fault.code)
+            return None
 
     def go_on(self, unfinished: Iterable[str]) -> None:
         """Hear what the sandbox that was found said meanwhile, silently; `caught_up` waits for the end.

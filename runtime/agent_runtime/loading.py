@@ -312,6 +312,8 @@ def _surroundings(config: RuntimeConfig, agent: Agent) -> Surroundings:
         orphan_timeout_s=config.orphan_timeout_s,
         wake_timeout_s=config.wake_timeout_s,
         file_rules=config.file_rules,
+        resources=config.resources,
+        secrets=config.secrets,
         interrupt_grace_s=config.interrupt_grace_s,
         agent_idle_s=config.agent_idle_timeout_s,
         sandbox_idle_s=config.sandbox_idle_timeout_s,

@@ -22,8 +22,9 @@ from typing import Any, Protocol
 
 from agent_runtime.blocks import Block
 from agent_runtime.events import Event, Gap, LogEntry, Position, Replay
+from agent_runtime.needs import Egress, SandboxNeeds
 from agent_runtime.profile import AgentProfile, FileRules
-from agent_runtime.records import SandboxRef, SessionRecord, Turn, WorkspaceFile
+from agent_runtime.records import SandboxRef, SandboxSnapshot, SessionRecord, Turn, WorkspaceFile
 from agent_runtime.reports import Translated
 
 
@@ -221,6 +222,9 @@ class SandboxSpec:
     and tells the runner where, by the environment variable `frames.GATEWAY_ENV`.
     `orphan_timeout_s`: with no runtime attached for so long, the runner ends itself.
     `file_rules`: which files the runner tells of; they are options of its command line.
+    `needs`: resources, egress, dependencies, variables; `secrets` are the values of those that it names.
+    `labels`: shown to whoever looks at the provider's own list; nothing secret.
+    `lane`: as `SandboxRef.lane`. `snapshot`: begin with these files, where the provider offers it.
     """
 
     session_id: str
@@ -228,20 +232,29 @@ class SandboxSpec:
     gateway_socket: Path
     orphan_timeout_s: float
     file_rules: FileRules = field(default_factory=FileRules)
+    needs: SandboxNeeds = field(default_factory=SandboxNeeds)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    lane: str | None = None
+    snapshot: SandboxSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a provider can do here, found by running a real sandbox, not by asking versions.
 
-    `isolation` is the tier in a few words (`bubblewrap+seccomp+netns`, `none`); `reasons` says in
+    `isolation` is the tier in a few words (`bubblewrap+seccomp+netns+cgroup`, `none`); `reasons` says in
     sentences what is missing and how to get it. `available` False: `create` will refuse.
+    `enforces` names the fields of `Resources` that are really bounded. `snapshots`: `Sandbox.snapshot`
+    is offered.
     """
 
     provider: str
     available: bool
     isolation: str
     reasons: tuple[str, ...] = ()
+    enforces: tuple[str, ...] = ()
+    snapshots: bool = False
 
 
 class Channel(Protocol):
@@ -272,15 +285,35 @@ class Sandbox(Protocol):
         ...
 
     async def connect(self) -> Channel:
-        """Open a stream to the runner. Raises `SandboxFault` (`sandbox_lost`) when it is gone."""
+        """Open a stream to the runner. Raises `SandboxFault` (`sandbox_lost`) when it is gone.
+
+        The first line says what it is for: the session's frames, a port inside, a terminal (`frames`).
+        Any number may be open at a time.
+        """
         ...
 
     async def alive(self) -> bool:
         """Whether the runner's process still runs, as the provider sees it."""
         ...
 
-    async def stop(self) -> None:
-        """End it with all its processes and remove its files. Idempotent; returns when it is gone."""
+    async def assign(self, session_id: str) -> None:
+        """It was made before its session was known, and is this session's from now on.
+
+        Only what people see of it changes. Raises `SandboxFault`.
+        """
+
+    async def snapshot(self) -> SandboxSnapshot:
+        """Keep its files as they are now, for `SandboxSpec.snapshot`.
+
+        Raises `SandboxFault`: `unsupported` where the provider has none.
+        """
+        ...
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """End it with all its processes and remove its files. Idempotent; returns when it is gone.
+
+        With a grace the runner is told first, and ends its agent; what runs afterwards is killed.
+        """
 
 
 class SandboxProvider(Protocol):
@@ -303,13 +336,19 @@ class SandboxProvider(Protocol):
         """
         ...
 
-    async def attach(self, ref: SandboxRef) -> Sandbox:
-        """Find a living sandbox again. Raises `SandboxFault` (`sandbox_lost`) when it is gone."""
+    async def attach(self, ref: SandboxRef, *, gateway_socket: Path | None = None) -> Sandbox:
+        """Find a living sandbox again. Raises `SandboxFault` (`sandbox_lost`) when it is gone.
+
+        `gateway_socket` as in `SandboxSpec`, of this process; None by whoever only looks at it or ends it.
+        """
         ...
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
         """All living sandboxes that carry this label, including those of an earlier process."""
         ...
+
+    async def forget(self, snapshot: SandboxSnapshot) -> None:
+        """Remove a snapshot. Idempotent. Raises `SandboxFault`: `unsupported` where there are none."""
 
     async def close(self) -> None:
         """Release what the provider holds in this process; sandboxes go on."""
@@ -408,8 +447,14 @@ class GatewayEndpoint:
 class ModelGateway(Protocol):
     """Opens one way out per session; adds the real key outside of the sandbox."""
 
-    async def open(self, session_id: str) -> GatewayEndpoint:
-        """Serve the session until `close`. Opening it again gives the same endpoint."""
+    async def open(
+        self, session_id: str, *, egress: Egress | None = None, lane: str | None = None
+    ) -> GatewayEndpoint:
+        """Serve the session until `close`. Opening it again gives the same endpoint, with the new `egress`.
+
+        `egress` None: the model's API and nothing else. `lane` None: the session's own endpoint; else the
+        endpoint of that name, which a sandbox was made with (`SandboxRef.lane`).
+        """
         ...
 
     async def close(self, session_id: str) -> None:

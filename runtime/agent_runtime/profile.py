@@ -9,28 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints
 
-from agent_runtime.frozen import Frozen
+from agent_runtime.frozen import Strict
+from agent_runtime.needs import SandboxNeeds
 
 DEFAULT_PROFILE_ID: Final = "default"
 """The profile that always exists: the Claude agent, its standard tools, no questions asked."""
-
-
-class ProfileFields(Frozen):
-    """Profiles are written by people: an unknown field is a typing error, so it is refused."""
-
-    model_config = ConfigDict(
-        frozen=True, alias_generator=to_camel, populate_by_name=True, extra="forbid", ser_json_bytes="base64"
-    )
 
 
 _MIB: Final = 1024 * 1024
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
 
 
-class FileRules(ProfileFields):
+class FileRules(Strict):
     """Which files of a workspace are kept.
 
     `ignore`: directories of these names are left alone, wherever they are in the tree (`*`, `?` and
@@ -54,7 +46,7 @@ class FileRules(ProfileFields):
         )
 
 
-class SubagentProfile(ProfileFields):
+class SubagentProfile(Strict):
     """A named child agent that the main one may call. `tools` None means all of the parent's."""
 
     description: str
@@ -63,14 +55,14 @@ class SubagentProfile(ProfileFields):
     model: str | None = None
 
 
-class AgentProfile(ProfileFields):
+class AgentProfile(Strict):
     """The recipe of an agent.
 
     `instructions` is added to the agent's own system prompt; `tools` None means the agent's
     standard tools and otherwise really restricts them; `files` are written into a new session's
     workspace (relative path to text); `options` are the architecture's defaults, which a session's
     own options override. `file_rules` take the place of the runtime's, but for their caps, which a
-    profile can only lower.
+    profile can only lower. `sandbox` is what it asks of the place where it works (`needs`).
     """
 
     profile_id: str = Field(min_length=1, max_length=200)
@@ -84,6 +76,7 @@ class AgentProfile(ProfileFields):
     files: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     file_rules: FileRules | None = None
+    sandbox: SandboxNeeds = Field(default_factory=SandboxNeeds)
 
     def rules(self, general: FileRules) -> FileRules:
         """The rules that hold for this agent's workspaces, where those of the runtime are these."""

@@ -52,12 +52,26 @@ class RuntimeStatus(Frozen):
 
 
 class SandboxRef(Frozen):
-    """Where a sandbox is found again. `data` belongs to the provider and is opaque to all others."""
+    """Where a sandbox is found again. `data` belongs to the provider and is opaque to all others.
+
+    `lane` is the gateway's way that it was made with, where that is not its session's own: a sandbox
+    that was made before anybody knew for whom.
+    """
 
     sandbox_id: str
     provider: str
     isolation: str
     started_at: Moment
+    lane: str | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class SandboxSnapshot(Frozen):
+    """The files of a sandbox as its provider keeps them. `data` is opaque to all but the provider."""
+
+    snapshot_id: str
+    provider: str
+    taken_at: Moment
     data: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -11,8 +11,8 @@ wake is given up, nothing of the attempt is left. What happens afterwards is the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -20,6 +20,7 @@ import structlog
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import FileChanged
+from agent_runtime.needs import Egress, Resources, SandboxNeeds
 from agent_runtime.ports import (
     Agent,
     ModelGateway,
@@ -67,6 +68,8 @@ class Surroundings:
     orphan_timeout_s: float
     wake_timeout_s: float
     file_rules: FileRules
+    resources: Resources
+    secrets: Mapping[str, str] = field(repr=False)
     interrupt_grace_s: float
     agent_idle_s: float
     sandbox_idle_s: float
@@ -97,7 +100,8 @@ async def wake(
     link: RunnerLink | None = None
     try:
         await recorder.flush()  # what an earlier sandbox told is part of what is restored
-        endpoint = await around.gateway.open(session_id)
+        needs = profile.sandbox.within(around.resources)
+        endpoint = await around.gateway.open(session_id, egress=needs.egress)
         await say("Starting the sandbox")
         sandbox = await around.sandboxes.create(
             SandboxSpec(
@@ -106,6 +110,9 @@ async def wake(
                 gateway_socket=endpoint.socket,
                 orphan_timeout_s=around.orphan_timeout_s,
                 file_rules=rules,
+                needs=needs,
+                secrets=_secrets(needs, around),
+                labels={"profile": profile.profile_id},
             )
         )
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
@@ -129,15 +136,16 @@ async def rouse(
     return Awake(link, 0, (), (), await _start_agent(recorder, profile, around, link, say))
 
 
-async def find(record: SessionRecord, around: Surroundings) -> RunnerLink:
+async def find(record: SessionRecord, around: Surroundings, *, egress: Egress | None) -> RunnerLink:
     """Attach again to the sandbox that a record names, after its checkpoint.
 
+    `egress` None, where its profile is not known any more: nothing but the model's API.
     Raises `SandboxFault`; the sandbox, if there is one, is left as it is.
     """
     if record.sandbox is None or record.checkpoint is None:
         raise SandboxFault("There is no sandbox to go on in.", code="sandbox_lost")
-    sandbox = await around.sandboxes.attach(record.sandbox)
-    await around.gateway.open(record.session_id)
+    endpoint = await around.gateway.open(record.session_id, egress=egress, lane=record.sandbox.lane)
+    sandbox = await around.sandboxes.attach(record.sandbox, gateway_socket=endpoint.socket)
     after, most = record.checkpoint.offset, around.file_rules.max_file_bytes
     for _ in range(_CUTS):
         try:
@@ -171,13 +179,23 @@ async def _start_agent(
     recorder: Recorder, profile: AgentProfile, around: Surroundings, link: RunnerLink, say: Say
 ) -> dict[str, Any]:
     """Start the agent with what it remembers; returns the options that it was started with."""
-    endpoint = await around.gateway.open(recorder.session_id)
+    egress, lane = profile.sandbox.egress, link.sandbox.ref.lane
+    endpoint = await around.gateway.open(recorder.session_id, egress=egress, lane=lane)
     resumed = await _restore_transcript(recorder, around, link)
     await say("Starting the agent")
     options = recorder.record.session_options
     start = around.agent.start(profile, options, agent_session_id=resumed, gateway_token=endpoint.token)
     await link.command("start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s)
     return options
+
+
+def _secrets(needs: SandboxNeeds, around: Surroundings) -> dict[str, str]:
+    """The values of what a profile names. Raises `SandboxFault` where one is not to be had."""
+    missing = [name for name in needs.secrets if name not in around.secrets]
+    if missing:
+        detail = f"The profile asks for {', '.join(missing)}, which this runtime gives to no sandbox."
+        raise SandboxFault(detail, code="secret_unavailable", retryable=False)
+    return {name: around.secrets[name] for name in needs.secrets}
 
 
 def what_was_lost(awake: Awake, untold: str | None) -> str:

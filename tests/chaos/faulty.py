@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent_runtime.errors import PersistenceFault, SandboxFault
@@ -106,8 +107,8 @@ class FaultySandboxes:
     async def create(self, spec: SandboxSpec) -> Sandbox:
         return FaultySandbox(await self._inner.create(spec), self._dice)
 
-    async def attach(self, ref: SandboxRef) -> Sandbox:
-        return FaultySandbox(await self._inner.attach(ref), self._dice)
+    async def attach(self, ref: SandboxRef, *, gateway_socket: Path | None = None) -> Sandbox:
+        return FaultySandbox(await self._inner.attach(ref, gateway_socket=gateway_socket), self._dice)
 
 
 class FaultySandbox:

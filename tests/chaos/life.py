@@ -92,7 +92,7 @@ class SilentGateway:
         self._folder = folder
         self._open: dict[str, socket.socket] = {}
 
-    async def open(self, session_id: str) -> GatewayEndpoint:
+    async def open(self, session_id: str, **_: object) -> GatewayEndpoint:
         path = self._folder / session_id / "gateway.sock"
         if session_id not in self._open:
             path.parent.mkdir(parents=True, exist_ok=True)

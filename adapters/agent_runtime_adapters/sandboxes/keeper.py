@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from io import FileIO
@@ -22,7 +22,7 @@ import structlog
 
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import SandboxSpec
-from agent_runtime.records import SandboxRef
+from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import channel
 from agent_runtime_adapters.sandboxes.launching import JOURNAL_PLACE, LISTEN_PLACE, Plan, launch
 from agent_runtime_adapters.sandboxes.processes import ProcessMark, boot_id
@@ -63,6 +63,10 @@ class Manner(Protocol):
 
     def plan(self, job: Job, stack: ExitStack) -> Plan:
         """What to start. Descriptors that it needs besides the job's are closed with the stack."""
+        ...
+
+    async def ask_to_end(self, record: Record, within_s: float) -> None:
+        """Have the runner end its agent and itself; return when it has, or the time is over."""
         ...
 
     async def end(self, record: Record) -> None:
@@ -126,12 +130,24 @@ class Keeper:
                 raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
             return await channel.connect(self._registry.folder(record.sandbox_id))
 
-    async def stop(self, sandbox_id: str) -> None:
+    def assign(self, sandbox_id: str, session_id: str) -> Record:
+        """Note whose a sandbox is. Raises `SandboxFault` (`sandbox_lost`)."""
+        with _translated():
+            record = self._registry.load(sandbox_id)
+            if record is None:
+                raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+            assigned = record.model_copy(update={"session_id": session_id})
+            self._registry.save(assigned)
+            return assigned
+
+    async def stop(self, sandbox_id: str, grace_s: float = 0.0) -> None:
         """End a sandbox and remove its folder. Idempotent. Raises `SandboxFault` if it does not end."""
         with _translated():
             # The record on disk knows more than the one that creation began with.
             record = self._registry.load(sandbox_id)
             if record is not None and record.boot == boot_id():
+                if grace_s and record.alive():
+                    await self._manner.ask_to_end(record, grace_s)
                 async with asyncio.timeout(END_WITHIN_S):
                     await self._manner.end(record)
             await self._registry.remove(sandbox_id)
@@ -186,9 +202,33 @@ class MachineSandbox:
         with _translated():
             return self._record.alive()
 
-    async def stop(self) -> None:
+    async def assign(self, session_id: str) -> None:
+        """Note whose it is. Raises `SandboxFault`."""
+        self._record = self._keeper.assign(self._record.sandbox_id, session_id)
+
+    async def snapshot(self) -> SandboxSnapshot:
+        """There are none. Raises `SandboxFault` (`unsupported`)."""
+        raise no_snapshots()
+
+    async def stop(self, grace_s: float = 0.0) -> None:
         """End it with all its processes and remove its files. Idempotent."""
-        await self._keeper.stop(self._record.sandbox_id)
+        await self._keeper.stop(self._record.sandbox_id, grace_s)
+
+
+async def until_gone(marks: Iterable[ProcessMark], within_s: float) -> None:
+    """Ask processes to end with SIGTERM; return when they have, or the time is over."""
+    asked = list(marks)
+    for mark in asked:
+        mark.terminate()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            for mark in asked:
+                await mark.gone()
+
+
+def no_snapshots() -> SandboxFault:
+    """What a provider of this machine answers to whoever wants a snapshot."""
+    return SandboxFault("Local sandboxes keep no snapshots.", code="unsupported", retryable=False)
 
 
 @contextmanager

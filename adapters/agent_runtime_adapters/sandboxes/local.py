@@ -19,10 +19,10 @@ from typing import Final
 
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
-from agent_runtime.records import SandboxRef
+from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import bubblewrap, seccomp
 from agent_runtime_adapters.sandboxes.descriptors import hold
-from agent_runtime_adapters.sandboxes.keeper import Job, Keeper
+from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.launching import (
     LIMITS,
     RUN_THEN_SAY_READY,
@@ -84,13 +84,22 @@ class LocalSandboxes:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
         return await self._keeper.create(spec)
 
-    async def attach(self, ref: SandboxRef) -> Sandbox:
+    async def attach(
+        self,
+        ref: SandboxRef,
+        *,
+        gateway_socket: Path | None = None,  # noqa: ARG002 - the path that was made reachable is the same
+    ) -> Sandbox:
         """Find a living sandbox again. Raises `SandboxFault` (`sandbox_lost`)."""
         return await self._keeper.attach(ref)
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
         """All living sandboxes with this label."""
         return await self._keeper.list(runtime_id)
+
+    async def forget(self, snapshot: SandboxSnapshot) -> None:  # noqa: ARG002
+        """There are none. Raises `SandboxFault` (`unsupported`)."""
+        raise no_snapshots()
 
     async def close(self) -> None:
         """Nothing is held here: sandboxes are init's children and go on."""
@@ -149,6 +158,11 @@ class _Bubblewrap:
             uid=job.record.uid,
             tells_inner=True,
         )
+
+    async def ask_to_end(self, record: Record, within_s: float) -> None:
+        """The runner is the child of the sandbox's first process, which takes no signals itself."""
+        if record.inner is not None:
+            await until_gone(record.inner.children(), within_s)
 
     async def end(self, record: Record) -> None:
         """The first process of a PID namespace takes all others with it.

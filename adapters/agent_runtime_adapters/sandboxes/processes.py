@@ -42,6 +42,10 @@ class ProcessMark(Frozen):
         """End it with SIGKILL. A process that has ended already, or another with its pid, is left alone."""
         self._signal(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """Ask it to end with SIGTERM, with the same care."""
+        self._signal(signal.SIGTERM)
+
     async def halt(self) -> None:
         """Stop it in its tracks; from then on it has no new children. The caller bounds the wait."""
         self._signal(signal.SIGSTOP)

@@ -58,6 +58,7 @@ class Record(Frozen):
     session_id: str
     created: datetime
     boot: str
+    lane: str | None = None
     uid: int | None = None
     maker: ProcessMark | None = None
     keeper: ProcessMark | None = None
@@ -71,6 +72,7 @@ class Record(Frozen):
             provider=self.provider,
             isolation=self.isolation,
             started_at=self.created,
+            lane=self.lane,
         )
 
     def alive(self) -> bool:
@@ -117,6 +119,7 @@ class Registry:
                 session_id=spec.session_id,
                 created=datetime.now(UTC),
                 boot=boot_id(),
+                lane=spec.lane,
                 maker=ProcessMark.of(os.getpid()),
                 uid=self._free_uid() if own_uid else None,
             )

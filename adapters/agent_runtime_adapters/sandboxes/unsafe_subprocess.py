@@ -19,9 +19,9 @@ import structlog
 
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
-from agent_runtime.records import SandboxRef
+from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import processes
-from agent_runtime_adapters.sandboxes.keeper import Job, Keeper
+from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.launching import RUNNER, SAY_READY_THEN_RUN, Plan, interpreter
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
 from agent_runtime_adapters.sandboxes.registry import Record
@@ -69,13 +69,22 @@ class UnsafeSubprocess:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
         return await self._keeper.create(spec)
 
-    async def attach(self, ref: SandboxRef) -> Sandbox:
+    async def attach(
+        self,
+        ref: SandboxRef,
+        *,
+        gateway_socket: Path | None = None,  # noqa: ARG002 - the path that was made reachable is the same
+    ) -> Sandbox:
         """Find a living one again. Raises `SandboxFault` (`sandbox_lost`)."""
         return await self._keeper.attach(ref)
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
         """All living ones with this label."""
         return await self._keeper.list(runtime_id)
+
+    async def forget(self, snapshot: SandboxSnapshot) -> None:  # noqa: ARG002
+        """There are none. Raises `SandboxFault` (`unsupported`)."""
+        raise no_snapshots()
 
     async def close(self) -> None:
         """Nothing is held here: the processes are init's children and go on."""
@@ -108,6 +117,11 @@ class _PlainProcess:
                 frames.HOME_ENV: home,
             },
         )
+
+    async def ask_to_end(self, record: Record, within_s: float) -> None:
+        """What was started has become the runner."""
+        if record.keeper is not None:
+            await until_gone([record.keeper], within_s)
 
     async def end(self, record: Record) -> None:
         """Again and again until none is found: what is being killed may be forking."""

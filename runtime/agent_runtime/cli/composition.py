@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -58,6 +59,8 @@ def compose(
         max_message_bytes=settings.max_message_bytes,
         max_file_bytes=settings.max_file_bytes,
         file_rules=settings.file_rules,
+        resources=settings.resources,
+        secrets=_secrets(settings.secrets),
         viewer_backlog_bytes=settings.viewer_backlog_bytes,
         sync_interval_s=settings.sync_interval_s,
         interrupt_grace_s=settings.interrupt_grace_s,
@@ -95,6 +98,16 @@ def sandboxes(kind: SandboxKind, root: Path) -> SandboxProvider:
             return LocalSandboxes(root)
         case SandboxKind.UNSAFE_SUBPROCESS:
             return UnsafeSubprocess(root)
+
+
+def _secrets(names: tuple[str, ...]) -> dict[str, str]:
+    """Their values in the environment. Raises ValueError for one that is not set."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"the setting 'secrets' names {', '.join(missing)}, which the environment does not hold"
+        )
+    return {name: os.environ[name] for name in names}
 
 
 def _runtime_id(file: Path) -> str:

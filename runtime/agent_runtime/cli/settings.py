@@ -14,7 +14,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.profile import FileRules, ProfileFields
+from agent_runtime.frozen import Strict
+from agent_runtime.needs import DEFAULT_RESOURCES, Resources, VariableName
+from agent_runtime.profile import FileRules
 
 _MIB: Final = 1024 * 1024
 _LARGEST_FILE: Final = 1 * _MIB
@@ -27,7 +29,7 @@ class SandboxKind(StrEnum):
     UNSAFE_SUBPROCESS = "unsafe-subprocess"
 
 
-class Settings(ProfileFields):
+class Settings(Strict):
     """How `serve` runs. `profiles` is a folder; None: `<data>/profiles`."""
 
     host: str = "127.0.0.1"
@@ -40,6 +42,8 @@ class Settings(ProfileFields):
     max_message_bytes: int = Field(default=_MIB, ge=1)
     max_file_bytes: int = Field(default=32 * _MIB, ge=1)
     file_rules: FileRules = FileRules()
+    resources: Resources = DEFAULT_RESOURCES
+    secrets: tuple[VariableName, ...] = Field(default=(), max_length=50)
     viewer_backlog_bytes: int = Field(default=8 * _MIB, ge=64 * 1024)
     sync_interval_s: float = Field(default=1.0, gt=0)
     interrupt_grace_s: float = Field(default=10.0, gt=0)

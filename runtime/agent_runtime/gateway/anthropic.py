@@ -25,6 +25,7 @@ from agent_runtime.gateway.endpoints import Endpoints
 from agent_runtime.gateway.relay import Patience, Relay, refusal
 from agent_runtime.gateway.serving import SocketServer
 from agent_runtime.gateway.usage import Meter, add
+from agent_runtime.needs import Egress
 from agent_runtime.ports import GatewayEndpoint
 from agent_runtime.records import Usage
 
@@ -47,6 +48,7 @@ class _Lane:
     endpoint: GatewayEndpoint
     server: SocketServer
     usage: Usage = field(default_factory=Usage)
+    egress: Egress = field(default_factory=Egress)
 
 
 class AnthropicGateway:
@@ -94,15 +96,18 @@ class AnthropicGateway:
             on_usage,
         )
 
-    async def open(self, session_id: str) -> GatewayEndpoint:
+    async def open(
+        self, session_id: str, *, egress: Egress | None = None, lane: str | None = None
+    ) -> GatewayEndpoint:
         """Serve the session. The endpoint is the same every time, also after a restart.
 
         Raises `SandboxFault` where the socket cannot be made.
         """
         async with self._opening:
-            if (lane := self._lanes.get(session_id)) is None:
-                lane = await self._open(session_id)
-            return lane.endpoint
+            if (open_lane := self._lanes.get(session_id)) is None:
+                open_lane = await self._open(session_id, lane or session_id)
+            open_lane.egress = egress or Egress()
+            return open_lane.endpoint
 
     async def close(self, session_id: str) -> None:
         """Stop serving the session and cut its requests. Its token stays what it was. Idempotent."""
@@ -123,8 +128,8 @@ class AnthropicGateway:
         lane = self._lanes.get(session_id)
         return lane.usage if lane else Usage()
 
-    async def _open(self, session_id: str) -> _Lane:
-        endpoint = self._endpoints.endpoint(session_id)
+    async def _open(self, session_id: str, name: str) -> _Lane:
+        endpoint = self._endpoints.endpoint(name)
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             response = await self._handle(request, session_id, endpoint.token)

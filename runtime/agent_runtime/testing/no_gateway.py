@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent_runtime.needs import Egress
 from agent_runtime.ports import GatewayEndpoint
 
 
@@ -13,7 +14,13 @@ class NoGateway:
     def __init__(self) -> None:
         self.opened: set[str] = set()
 
-    async def open(self, session_id: str) -> GatewayEndpoint:
+    async def open(
+        self,
+        session_id: str,
+        *,
+        egress: Egress | None = None,  # noqa: ARG002 - nothing passes anyway
+        lane: str | None = None,  # noqa: ARG002
+    ) -> GatewayEndpoint:
         """An endpoint in name only."""
         self.opened.add(session_id)
         return GatewayEndpoint(Path("no-gateway.sock"), "no-token")

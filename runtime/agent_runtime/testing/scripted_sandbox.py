@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, SandboxSpec
-from agent_runtime.records import SandboxRef
+from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime.tasks import Tasks
 from agent_runtime.testing.scripted_runner import Script, ScriptedRunner, echo
 from agent_runtime_sandbox.frames import Frame, LineSplitter, decode
@@ -77,7 +79,9 @@ class ScriptedSandbox:
         self.runner = ScriptedRunner(script, tasks.spawn)
         self.inbox: asyncio.Queue[Frame] = asyncio.Queue()
         self.stopped = 0
-        self._ref = SandboxRef(sandbox_id=sandbox_id, provider="scripted", isolation="none", started_at=now())
+        self._ref = SandboxRef(
+            sandbox_id=sandbox_id, provider="scripted", isolation="none", started_at=now(), lane=spec.lane
+        )
         self._alive = True
         self._channels: list[ScriptedChannel] = []
         self._serving = tasks.spawn(self._serve())
@@ -104,7 +108,15 @@ class ScriptedSandbox:
         """Whether it lives."""
         return self._alive
 
-    async def stop(self) -> None:
+    async def assign(self, session_id: str) -> None:
+        """It is this session's from now on."""
+        self.spec = replace(self.spec, session_id=session_id)
+
+    async def snapshot(self) -> SandboxSnapshot:
+        """There are none. Raises `SandboxFault`."""
+        raise _no_snapshots()
+
+    async def stop(self, grace_s: float = 0.0) -> None:  # noqa: ARG002 - there is nothing to wait for
         """End it. Idempotent."""
         self.stopped += 1
         self.die()
@@ -160,7 +172,12 @@ class ScriptedSandboxes:
         self.made.append(sandbox)
         return sandbox
 
-    async def attach(self, ref: SandboxRef) -> ScriptedSandbox:
+    async def attach(
+        self,
+        ref: SandboxRef,
+        *,
+        gateway_socket: Path | None = None,  # noqa: ARG002 - nothing is asked
+    ) -> ScriptedSandbox:
         """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`)."""
         for sandbox in self.living():
             if sandbox.ref.sandbox_id == ref.sandbox_id:
@@ -170,6 +187,10 @@ class ScriptedSandboxes:
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
         """The living ones with this label."""
         return tuple(each.ref for each in self.living() if each.spec.runtime_id == runtime_id)
+
+    async def forget(self, snapshot: SandboxSnapshot) -> None:  # noqa: ARG002
+        """There are none. Raises `SandboxFault`."""
+        raise _no_snapshots()
 
     async def close(self) -> None:
         """Sandboxes go on."""
@@ -189,6 +210,10 @@ class ScriptedSandboxes:
         for sandbox in self.made:
             sandbox.die()
         await self._tasks.close()
+
+
+def _no_snapshots() -> SandboxFault:
+    return SandboxFault("A scripted sandbox has no files to keep.", code="unsupported", retryable=False)
 
 
 async def _at_once(_: SandboxSpec) -> None:

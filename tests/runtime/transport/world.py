@@ -165,7 +165,7 @@ class ScriptedSandboxes:
     def _answer(self, runner: ScriptedRunner, turn_id: str) -> None:
         self.on_message(runner, turn_id)
 
-    async def attach(self, ref: SandboxRef) -> ScriptedRunner:
+    async def attach(self, ref: SandboxRef, **_: object) -> ScriptedRunner:
         raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
@@ -178,7 +178,7 @@ class ScriptedSandboxes:
 class NoGateway:
     """No model is ever asked."""
 
-    async def open(self, session_id: str) -> GatewayEndpoint:
+    async def open(self, session_id: str, **_: object) -> GatewayEndpoint:
         return GatewayEndpoint(Path("/nowhere"), "dummy")
 
     async def close(self, session_id: str) -> None:
