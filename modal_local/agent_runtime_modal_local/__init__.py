@@ -1,0 +1,5 @@
+"""A local Modal: a server on loopback that the unmodified Modal SDK talks to, with real isolated sandboxes.
+
+It knows Modal's protocol and nothing of agent-runtime; tests, the demo and anybody's own scripts use it
+in place of an account.
+"""
