@@ -1,0 +1,1 @@
+"""The Modal provider."""
