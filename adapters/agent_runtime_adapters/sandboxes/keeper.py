@@ -83,6 +83,8 @@ class Keeper:
 
     async def create(self, spec: SandboxSpec) -> MachineSandbox:
         """Make a sandbox whose runner can be connected to. Raises `SandboxFault`; then nothing is left."""
+        if spec.snapshot is not None:
+            raise no_snapshots()
         with _translated():
             if not spec.gateway_socket.is_socket():
                 raise SandboxFault("The model gateway's socket is missing.")
@@ -117,7 +119,7 @@ class Keeper:
             for record in self._registry.all():
                 if record.provider != self._manner.name or record.starting():
                     continue
-                if not record.alive():
+                if not record.alive() or record.expired():
                     await self.stop(record.sandbox_id)
                 elif record.runtime_id == runtime_id:
                     living.append(record.ref)
@@ -190,8 +192,8 @@ class MachineSandbox:
 
     @property
     def expires_at(self) -> datetime | None:
-        """Nobody ends it but us, and the runner itself when it is orphaned."""
-        return None
+        """When its life is over, where it is bounded: whoever lists sandboxes then ends it."""
+        return self._record.expires
 
     async def connect(self) -> channel.UnixChannel:
         """Open a stream to the runner. Raises `SandboxFault` (`sandbox_lost`)."""

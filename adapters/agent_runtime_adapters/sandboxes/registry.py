@@ -47,8 +47,9 @@ class Record(Frozen):
     """What is kept of a sandbox. `keeper` is the process whose end is the end of all of it.
 
     `inner` is the sandbox's own first process, where there is one besides the keeper; it is absent
-    until the sandbox is up. `uid` is absent where the sandbox runs as the runtime's own user. `maker`
-    is the process that creates it: what that leaves half made stays half made.
+    until the sandbox is up. `expires`: its life is over then. `uid` is absent where the sandbox runs as
+    the runtime's own user. `maker` is the process that creates it: what that leaves half made stays half
+    made.
     """
 
     sandbox_id: str
@@ -59,6 +60,7 @@ class Record(Frozen):
     created: datetime
     boot: str
     lane: str | None = None
+    expires: datetime | None = None
     uid: int | None = None
     maker: ProcessMark | None = None
     keeper: ProcessMark | None = None
@@ -80,6 +82,10 @@ class Record(Frozen):
         if self.boot != boot_id() or self.inner is None:
             return False
         return self.inner.running()
+
+    def expired(self) -> bool:
+        """Whether it has lived for as long as it was to."""
+        return self.expires is not None and datetime.now(UTC) >= self.expires
 
     def starting(self) -> bool:
         """Whether it may yet come up."""
@@ -110,6 +116,7 @@ class Registry:
         self, sandbox_id: str, provider: str, isolation: str, spec: SandboxSpec, *, own_uid: bool
     ) -> Record:
         """Make a folder with its record; with `own_uid`, workspace and home belong to a uid of their own."""
+        created, lifetime_s = datetime.now(UTC), spec.needs.lifetime_s
         with self._locked():
             record = Record(
                 sandbox_id=sandbox_id,
@@ -117,7 +124,8 @@ class Registry:
                 isolation=isolation,
                 runtime_id=spec.runtime_id,
                 session_id=spec.session_id,
-                created=datetime.now(UTC),
+                created=created,
+                expires=None if lifetime_s is None else created + timedelta(seconds=lifetime_s),
                 boot=boot_id(),
                 lane=spec.lane,
                 maker=ProcessMark.of(os.getpid()),

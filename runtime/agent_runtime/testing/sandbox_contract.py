@@ -12,6 +12,9 @@
         def restarted(self, provider):
             return MySandboxes(...)       # the same place, as a runtime finds it after a restart
 
+        def leftovers(self):
+            return [...]                  # what can be seen of it from outside: folders, processes
+
 Three laws stand behind all of it: a sandbox outlives whoever made it and is found again; whoever
 creates one can end it, whatever happened; what is ended leaves nothing. Isolation is not tested
 here: what it means differs, and only an attack from inside proves it.
@@ -20,40 +23,34 @@ here: what it means differs, and only an attack from inside proves it.
 from __future__ import annotations
 
 import asyncio
-import socket
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime.ports import Channel, Sandbox, SandboxProvider, SandboxSpec
+from agent_runtime.ports import Channel, Sandbox, SandboxProvider
+from agent_runtime.testing.runner_talk import ATTACH, RUNTIME_ID, first_line, gateway, greeted, one_of
+from agent_runtime.testing.sandbox_promises import (
+    EndPromises,
+    NeedPromises,
+    RunnerPromises,
+    SnapshotPromises,
+)
 from agent_runtime.testing.stories import refused, story
 from agent_runtime_sandbox import frames
 
-RUNTIME_ID: Final = "runtime-1"
-ATTACH: Final = frames.encode({"k": "attach", "after": 0})
-HELLO_WITHIN_S: Final = 20.0
 DEATH_WITHIN_S: Final = 10.0
 IN_A_ROW: Final = 12
 
 
-class SandboxContract:
-    """The promises of `ports.SandboxProvider`, `Sandbox` and `Channel`."""
+class SandboxContract(RunnerPromises, EndPromises, NeedPromises, SnapshotPromises):
+    """The promises of `ports.SandboxProvider`, `Sandbox` and `Channel`; found and ended are those here."""
 
     def adapter(self) -> AbstractAsyncContextManager[SandboxProvider]:
         """A provider with a place of its own; called once per test."""
         raise NotImplementedError
-
-    def restarted(self, provider: SandboxProvider) -> SandboxProvider:
-        """Another provider over the same place, which knows nothing of what the first remembers."""
-        raise NotImplementedError
-
-    def leftovers(self) -> list[str]:
-        """What can be seen of sandboxes from outside: names of folders, processes, remote objects."""
-        return []
 
     @story
     async def test_the_probe_says_what_can_be_had(self, provider: SandboxProvider) -> None:
@@ -229,53 +226,6 @@ class SandboxContract:
                     pass
             assert await provider.list(RUNTIME_ID) == ()
             assert self.leftovers() == before
-
-
-@contextmanager
-def gateway(runtime_id: str = RUNTIME_ID, session_id: str = "session-1") -> Iterator[SandboxSpec]:
-    """A spec whose gateway is a socket that listens and is answered by nobody."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
-        path = Path(folder) / "gateway.sock"
-        listener.bind(str(path))
-        listener.listen()
-        # As a gateway does it: a sandbox's own user must get at the socket.
-        path.parent.chmod(0o755)
-        path.chmod(0o666)
-        yield SandboxSpec(
-            session_id=session_id, runtime_id=runtime_id, gateway_socket=path, orphan_timeout_s=300.0
-        )
-
-
-@asynccontextmanager
-async def one_of(provider: SandboxProvider, *, runtime_id: str = RUNTIME_ID) -> AsyncIterator[Sandbox]:
-    """A sandbox that is stopped in the end, whatever happens."""
-    with gateway(runtime_id) as spec:
-        sandbox = await provider.create(spec)
-        try:
-            yield sandbox
-        finally:
-            await sandbox.stop()
-
-
-async def greeted(sandbox: Sandbox) -> frames.Frame:
-    """Connect, attach, return the first line, and disconnect."""
-    channel = await sandbox.connect()
-    try:
-        await channel.send(ATTACH)
-        return await first_line(channel)
-    finally:
-        await channel.close()
-
-
-async def first_line(channel: Channel) -> frames.Frame:
-    """The next frame of a channel."""
-    splitter = frames.LineSplitter()
-    async with asyncio.timeout(HELLO_WITHIN_S):
-        while True:
-            data = await channel.receive()
-            assert data, "the runner closed the connection without a word"
-            if lines := splitter.feed(data):
-                return frames.decode(lines[0])
 
 
 async def _detail_of_the_fault(creation: Awaitable[Sandbox]) -> str:

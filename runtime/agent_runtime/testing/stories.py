@@ -24,9 +24,19 @@ def story(tell: Callable[[Any, Adapter], Awaitable[None]]) -> Callable[[Any], No
 
     The class that it stands in gives the adapter: `adapter()` returns an async context manager.
     """
+    return _test(tell, None)
 
+
+def long_story(
+    bound_s: float,
+) -> Callable[[Callable[[Any, Adapter], Awaitable[None]]], Callable[[Any], None]]:
+    """The same, for one that needs more time than others."""
+    return lambda tell: _test(tell, bound_s)
+
+
+def _test(tell: Callable[[Any, Adapter], Awaitable[None]], bound_s: float | None) -> Callable[[Any], None]:
     async def run(suite: Any) -> None:
-        async with asyncio.timeout(STORY_BOUND_S), suite.adapter() as adapter:
+        async with asyncio.timeout(bound_s or STORY_BOUND_S), suite.adapter() as adapter:
             await tell(suite, adapter)
 
     def test(self: Any) -> None:

@@ -9,6 +9,7 @@ Without turns left, a message is echoed. A message's text may instead be an orde
     stderr TEXT         complain
     hang                work until interrupted
     exit CODE           die
+    run PYTHON          a program in a process of its own; a result with its `code`, `out` and `err`
     recall              a result that tells how much transcript it was started with
     play PIECE          a JSON object, see below
 
@@ -39,6 +40,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import sys
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +49,8 @@ from typing import Any, Final
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
 
+_MOST_TOLD: Final = 256 * 1024
+"""Of what a program printed."""
 _UUID_MARK: Final = "$MESSAGE"
 _UUIDS_MARK: Final = "$MESSAGES"
 _HEARD_MARK: Final = "$HEARD"
@@ -84,6 +88,7 @@ class ScriptedDriver:
         self._recalled_digest = ""
         self._remembered = 0
         self._is_busy = False
+        self._children: set[int] = set()
 
     async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
         """Nothing is started. An option `failToStart` is the message of a failure."""
@@ -136,8 +141,8 @@ class ScriptedDriver:
         self._inbox.put_nowait(AgentEnd(-9))
 
     def pids(self) -> Collection[int]:
-        """There are none."""
-        return ()
+        """Those of the programs that it runs."""
+        return tuple(self._children)
 
     async def _play(self, message: _Message) -> AgentEnd | None:
         uuid, text = message.uuid, message.text
@@ -156,6 +161,8 @@ class ScriptedDriver:
                 self._output.stderr(rest)
             case "hang":
                 await self._stop.wait()
+            case "run":
+                result |= await self._run(rest)
             case "recall":
                 result["recalled"] = self._recalled
             case "play":
@@ -167,6 +174,22 @@ class ScriptedDriver:
                 await self._output.line({"type": "echo", "text": text})
         await self._output.line({**result, "interrupted": self._stop.is_set()})
         return None
+
+    async def _run(self, program: str) -> dict[str, Any]:
+        """As an agent runs its tools: a child with the agent's environment, in the workspace.
+
+        It reads the program from its input, so that it cannot end before its pid is known.
+        """
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-", cwd=self._workspace, stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        self._children.add(child.pid)
+        try:
+            out, complaints = await child.communicate(program.encode())
+        finally:
+            self._children.discard(child.pid)
+        return {"code": child.returncode, "out": _end_of(out), "err": _end_of(complaints)}
 
     async def _hand_on(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
@@ -248,6 +271,10 @@ class ScriptedDriver:
 def digest(entries: Sequence[Mapping[str, Any]]) -> str:
     """What entries are recognised by."""
     return hashlib.sha256(json.dumps(list(entries), sort_keys=True).encode()).hexdigest()
+
+
+def _end_of(printed: bytes) -> str:
+    return printed[-_MOST_TOLD:].decode(errors="replace")
 
 
 def _texts(parts: list[Any]) -> list[str]:
