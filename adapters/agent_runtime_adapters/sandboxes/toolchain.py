@@ -6,12 +6,14 @@ uv, /usr). Inside they lie at neutral places, read-only, so that nothing of the 
     /opt/agent-runtime/python           the interpreter's prefix, unless it is part of /usr
     /opt/agent-runtime/site-packages    the packages of the running environment (agents come with them)
     /opt/agent-runtime/lib              the runner's package and nothing beside it
+    /opt/agent-runtime/node             Node's prefix, where packages of npm are wanted, unless part of /usr
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -69,6 +71,37 @@ def find_toolchain() -> Toolchain:
     return Toolchain(tuple(mounts), python, env)
 
 
+def toolchain_here() -> Toolchain:
+    """The running interpreter as it is on this machine, for what runs here without a sandbox."""
+    return Toolchain((), getattr(sys, "_base_executable", sys.executable), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The mounts that Node needs, the folder of its programs inside, and that folder on this machine."""
+
+    mounts: tuple[Mount, ...]
+    folder: str
+    folder_here: str
+
+
+def find_node() -> Node:
+    """Look for this machine's Node. Raises `SandboxFault` (`dependency_missing`, `sandbox_unavailable`)."""
+    found = shutil.which("node")
+    if found is None:
+        detail = "Node is not installed on this machine: `apt-get install nodejs npm`."
+        raise SandboxFault(detail, code="dependency_missing", retryable=False)
+    here = Path(found).resolve().parent
+    if here.is_relative_to(SYSTEM):
+        return Node((), str(here), str(here))
+    prefix = here.parent
+    home = Path.home().resolve()
+    if home.is_relative_to(prefix) or prefix == home / ".local":
+        raise _unusable("Node is installed into a folder that holds private files as well")
+    inside = INSIDE / "node"
+    return Node((Mount(str(prefix), str(inside)),), str(inside / "bin"), str(here))
+
+
 def runner_folder() -> Path:
     """The folder of the runner's package on this machine. Raises `SandboxFault`."""
     spec = importlib.util.find_spec(RUNNER_PACKAGE)
@@ -86,7 +119,7 @@ def _check(prefix: Path, executable: Path) -> None:
 
 
 def _unusable(why: str) -> SandboxFault:
-    detail = f"{why}; use one of the system, of pyenv or of uv."
+    detail = f"{why}; use one of the system, or of a version manager."
     return SandboxFault(detail, code="sandbox_unavailable", retryable=False)
 
 

@@ -21,10 +21,12 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import processes
+from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.launching import RUNNER, SAY_READY_THEN_RUN, Plan, interpreter
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
 from agent_runtime_adapters.sandboxes.registry import Record
+from agent_runtime_adapters.sandboxes.toolchain import toolchain_here
 from agent_runtime_sandbox import frames
 
 PROVIDER: Final = "unsafe-subprocess"
@@ -46,7 +48,8 @@ class UnsafeSubprocess:
     """
 
     def __init__(self, root: Path, *, runner: tuple[str, ...] = RUNNER) -> None:
-        self._keeper = Keeper(root, _PlainProcess(runner))
+        self._dependencies = DependencyStore(root / "dependencies", mounted=False)
+        self._keeper = Keeper(root, _PlainProcess(runner, self._dependencies))
         _log.warning("unsafe_subprocess", detail=WARNING)
 
     @property
@@ -63,10 +66,11 @@ class UnsafeSubprocess:
         return Capabilities(PROVIDER, available=True, isolation=ISOLATION, reasons=(WARNING,))
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Start a runner. Raises `SandboxFault` (`sandbox_unavailable`, `sandbox_failed`)."""
+        """Start a runner. Raises `SandboxFault`: as the port says, and as `DependencyStore.prepare` does."""
         found = await self.probe()
         if not found.available:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
+        await self._dependencies.prepare(spec.needs.dependencies, toolchain_here())
         return await self._keeper.create(spec)
 
     async def attach(
@@ -87,7 +91,8 @@ class UnsafeSubprocess:
         raise no_snapshots()
 
     async def close(self) -> None:
-        """Nothing is held here: the processes are init's children and go on."""
+        """The processes are init's children and go on; packages are installed no further."""
+        await self._dependencies.close()
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class _PlainProcess:
     """The `keeper.Manner` of this provider."""
 
     runner: tuple[str, ...]
+    dependencies: DependencyStore
     name: str = PROVIDER
     isolation: str = ISOLATION
     own_uid: bool = False
@@ -103,12 +109,13 @@ class _PlainProcess:
         """A clean environment, and folders of its own, which nothing keeps it to."""
         home, workspace = str(job.folder / "home"), str(job.folder / "workspace")
         command = interpreter(sys.executable, self.runner, job.spec)
+        tools = self.dependencies.tools(job.spec.needs.dependencies, toolchain_here())
         return Plan(
             argv=("/bin/sh", "-c", SAY_READY_THEN_RUN, "sh", *command),
             cwd=workspace,
             places=job.places,
             env={
-                "PATH": "/usr/local/bin:/usr/bin:/bin",
+                **tools.environment("/usr/local/bin:/usr/bin:/bin"),
                 "HOME": home,
                 "LANG": "C.UTF-8",
                 "TERM": "dumb",
