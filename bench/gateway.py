@@ -22,7 +22,8 @@ from typing import Any
 
 import aiohttp
 
-from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.gateway.anthropic import Anthropic
+from agent_runtime.gateway.broker import Gateway
 from figures import save, summary, table
 from served import process, scripted_model
 
@@ -155,7 +156,7 @@ def tell(requests: dict[str, Samples], streams: dict[str, dict[str, Samples]]) -
 
 async def serve(model_url: str, run_dir: Path) -> None:
     """The gateway alone, until it is ended."""
-    gateway = AnthropicGateway(model_url, "sk-ant-bench", None, run_dir)
+    gateway = Gateway([Anthropic(model_url, api_key="sk-ant-bench")], run_dir)
     endpoint = await gateway.open("bench")
     sys.stdout.write(json.dumps({"socket": str(endpoint.socket), "token": endpoint.token}) + "\n")
     sys.stdout.flush()

@@ -16,8 +16,8 @@ from aiohttp import web
 from agent_runtime import (
     AgentProfile,
     AgentRuntime,
-    AnthropicGateway,
     Credentials,
+    Gateway,
     Principal,
     RuntimeConfig,
 )
@@ -54,7 +54,7 @@ async def page(_: web.Request) -> web.Response:
     return web.Response(text="The host's own page.")
 
 
-def build(data: Path, owners: dict[str, str], gateway: AnthropicGateway) -> web.Application:
+def build(data: Path, owners: dict[str, str], gateway: Gateway) -> web.Application:
     """The host's application with the runtime in it."""
     runtime = AgentRuntime(
         RuntimeConfig(
@@ -77,5 +77,5 @@ if __name__ == "__main__":
     folder = Path("host-app-data").resolve()
     folder.mkdir(exist_ok=True)
     keys = {os.environ["ALICE_KEY"]: "alice", os.environ["BOB_KEY"]: "bob"}
-    gateway = AnthropicGateway.from_environment(folder / "gateway")
+    gateway = Gateway.from_environment(folder / "gateway")
     web.run_app(build(folder, keys, gateway), host="127.0.0.1", port=8080)

@@ -7,7 +7,7 @@ from agent_runtime.blocks import Block
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.errors import RuntimeFault
 from agent_runtime.events import Event, Position
-from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.gateway.broker import Gateway
 from agent_runtime.manager import NewSession, SessionManager
 from agent_runtime.ports import (
     Agent,
@@ -25,12 +25,12 @@ __all__ = [
     "Agent",
     "AgentProfile",
     "AgentRuntime",
-    "AnthropicGateway",
     "Authenticator",
     "Block",
     "Credentials",
     "Event",
     "EventLog",
+    "Gateway",
     "NewSession",
     "PersistenceAdapter",
     "Position",

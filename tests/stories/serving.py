@@ -19,7 +19,8 @@ import aiohttp
 
 from agent_runtime.cli.serve import running
 from agent_runtime.cli.settings import Settings
-from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.gateway.anthropic import Anthropic
+from agent_runtime.gateway.broker import Gateway
 from agent_runtime.runtime import AgentRuntime
 from agent_runtime.testing.script import Script
 from agent_runtime.testing.scripted_model import ScriptedModel
@@ -46,7 +47,7 @@ async def serving(
         folder = data or Path(fresh)
         chosen = Settings(port=0, data=folder, **settings)
         async with ScriptedModel(scripts=scripts or {}) as model:
-            gateway = AnthropicGateway(model.url, REAL_KEY, None, folder / "gateway")
+            gateway = Gateway([Anthropic(model.url, api_key=REAL_KEY)], folder / "gateway")
             async with running(chosen, gateway=gateway) as served:
                 headers = {"Authorization": f"Bearer {served.token}"}
                 async with aiohttp.ClientSession(served.url, headers=headers) as http:

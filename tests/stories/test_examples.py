@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from agent_runtime import AnthropicGateway
+from agent_runtime import Gateway
+from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.testing.scripted_model import ScriptedModel
 from examples.host_app.app import build
 from tests.stories.serving import serving
@@ -49,7 +50,7 @@ async def test_a_host_mounts_the_runtime_and_its_users_do_not_see_each_other(tmp
     owners = {"alices-secret-key": "alice", "bobs-secret-key": "bob"}
     async with ScriptedModel() as model:
         app = build(
-            tmp_path, owners, AnthropicGateway(model.url, "the-hosts-key", None, tmp_path / "gateway")
+            tmp_path, owners, Gateway([Anthropic(model.url, api_key="the-hosts-key")], tmp_path / "gateway")
         )
         runner = web.AppRunner(app)
         await runner.setup()

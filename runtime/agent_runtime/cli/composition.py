@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from agent_runtime.config import RuntimeConfig
-from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.gateway.broker import Gateway
 from agent_runtime.ports import Authenticator, ModelGateway, SandboxProvider
 from agent_runtime.profile import AgentProfile
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
@@ -50,7 +50,7 @@ def compose(
         log=MemoryEventLog(),
         sandboxes=sandboxes(settings.sandbox, data / "sandboxes"),
         agents=(ClaudeAgent(),),
-        gateway=gateway or AnthropicGateway.from_environment(data / "gateway"),
+        gateway=gateway or Gateway.from_environment(data / "gateway"),
         authenticator=authenticator,
         open_access=settings.open_access,
         profiles=profiles,

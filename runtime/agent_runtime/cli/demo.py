@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agent_runtime.errors import RuntimeFault
-from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.gateway.anthropic import Anthropic
+from agent_runtime.gateway.broker import Gateway
 from agent_runtime.ports import ModelGateway
 from agent_runtime.testing.scripted_model import ScriptedModel
 
@@ -154,7 +155,7 @@ async def _model(settings: Settings, console: Console) -> AsyncIterator[ModelGat
         soft_wrap=True,
     )
     async with ScriptedModel(default="demo") as model:
-        yield AnthropicGateway(model.url, "scripted", None, settings.data.resolve() / "gateway")
+        yield Gateway([Anthropic(model.url, api_key="scripted")], settings.data.resolve() / "gateway")
 
 
 async def _can_isolate(settings: Settings, console: Console) -> bool:

@@ -1,16 +1,16 @@
-"""Passes one admitted request to the model's API and its answer back, piece by piece as it comes.
+"""Passes one admitted request to its vendor and the answer back, piece by piece as it comes.
 
 Headers pass by allow-list in both directions; the client's credentials end here and the real one
 is added. Redirects are not followed. Nothing is held: the body is bounded while it streams out, a
-meter looks at the answer while it streams in. Failures before the answer begins are answers in
-the API's own form; a failure after that cuts the connection, as the API's own failure would.
-Who may pass at all is decided in `anthropic`.
+meter looks at the answer while it streams in. Failures before the answer begins are `Refused`, for
+the broker to word as the vendor would; a failure after that cuts the connection, as the vendor's
+own failure would. Who may pass at all is decided in `broker`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -21,30 +21,17 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from agent_runtime.gateway.models import ModelGuard
 from agent_runtime.gateway.usage import Meter
+from agent_runtime.gateway.vendor import Call, Refused, Vendor
 
 _CREDENTIAL_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """Our own credential is wrong: agents ask again for minutes otherwise, and it will not get better."""
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+_HELD_BYTES: Final = 256 * 1024
+"""So much of a body is looked at for its model before the vendor hears of it."""
 _REDIRECTS: Final = range(300, 400)
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-
-_REQUEST_HEADERS: Final = frozenset(
-    {
-        "accept",
-        "content-type",
-        "content-encoding",
-        "content-length",
-        "user-agent",
-        "x-app",
-        "x-client-request-id",
-    }
-)
-_REQUEST_PREFIXES: Final = ("anthropic-", "x-stainless-", "x-claude-")
-_RESPONSE_HEADERS: Final = frozenset(
-    {"cache-control", "content-type", "request-id", "retry-after", "retry-after-ms", "x-should-retry"}
-)
-_RESPONSE_PREFIXES: Final = ("anthropic-ratelimit-",)
 
 log = structlog.get_logger("agent_runtime.gateway")
 
@@ -63,41 +50,31 @@ class Patience:
     total_s: float = 3600.0
 
 
-def refusal(status: int, kind: str, message: str) -> web.Response:
-    """An error as the Messages API words it; the connection is closed after it."""
-    body = {"type": "error", "error": {"type": kind, "message": message}}
-    response = web.json_response(body, status=status)
-    response.force_close()
-    return response
-
-
-TOO_LARGE: Final = (413, "request_too_large", f"The request is larger than {MAX_BODY_BYTES} bytes.")
-
-
 class Relay:
-    """The way to one upstream. Its connections are shared by all sessions, its cookies by none."""
+    """The way to one vendor. Its connections are shared by all sessions, its cookies by none."""
 
-    def __init__(self, upstream: URL, credentials: Mapping[str, str], patience: Patience) -> None:
-        self._upstream = upstream
-        self._credentials = credentials
+    def __init__(self, vendor: Vendor, patience: Patience) -> None:
+        self._vendor = vendor
         self._patience = patience
         self._client: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
-        """Close all connections to the upstream. Idempotent."""
+        """Close all connections to the vendor. Idempotent."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
 
-    async def forward(self, request: web.BaseRequest, target: str, meter: Meter) -> web.StreamResponse:
-        """Send the request to `target` (path and query, already checked) and pass the answer on.
+    async def forward(
+        self, request: web.BaseRequest, call: Call, meter: Meter, guard: ModelGuard | None
+    ) -> web.StreamResponse:
+        """Send the request as `call` says and pass the answer on.
 
-        `meter` sees the bytes of a successful answer, also where this is cancelled half way.
+        `guard` looks at the body on its way. `meter` sees the bytes of a successful answer, also where
+        this is cancelled half way. Raises `Refused`, as long as no answer has begun.
         """
-        upload = _Upload(request, self._patience.upload_idle_s)
-        if (request.content_length or 0) > MAX_BODY_BYTES:
-            return refusal(*TOO_LARGE)
-        url = URL(f"{str(self._upstream).rstrip('/')}{target}", encoded=True)
+        upload = _Upload(request, self._patience.upload_idle_s, guard)
+        await upload.begin()
+        url = URL(f"{str(self._vendor.account.upstream).rstrip('/')}{call.target}", encoded=True)
         headers = self._outgoing(request)
         try:
             async with self._connected().post(
@@ -105,17 +82,17 @@ class Relay:
             ) as answer:
                 return await self._answer(request, answer, meter)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            return self._failure(upload, error)
+            raise upload.refused or _failure(error) from error
 
     async def _answer(
         self, request: web.BaseRequest, answer: aiohttp.ClientResponse, meter: Meter
     ) -> web.StreamResponse:
         if answer.status in _REDIRECTS:
-            log.warning("upstream_redirects", status=answer.status)
-            return refusal(502, "api_error", "The model's API redirects, which is not followed.")
+            log.warning("upstream_redirects", vendor=self._vendor.name, status=answer.status)
+            raise Refused(502, "The model's API redirects, which is not followed.")
         if answer.status == HTTPStatus.OK:
             meter.begin(answer.content_type)
-        headers = _passing(answer.headers, _RESPONSE_HEADERS, _RESPONSE_PREFIXES)
+        headers = self._vendor.response_headers.of(answer.headers)
         if answer.status in _CREDENTIAL_REFUSED:
             headers["x-should-retry"] = "false"
         response = web.StreamResponse(status=answer.status, headers=headers)
@@ -127,25 +104,15 @@ class Relay:
                     await response.write(piece)
             await response.write_eof()
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            log.info("answer_cut", cause=type(error).__name__)
+            log.info("answer_cut", vendor=self._vendor.name, cause=type(error).__name__)
             if request.transport is not None:
                 request.transport.abort()
         return response
 
-    def _failure(self, upload: _Upload, error: Exception) -> web.Response:
-        if upload.over:
-            return refusal(*TOO_LARGE)
-        if upload.stalled:
-            return refusal(408, "timeout_error", "The request's body did not arrive in time.")
-        log.warning("upstream_failed", cause=type(error).__name__)
-        if isinstance(error, TimeoutError):
-            return refusal(504, "timeout_error", "The model's API did not answer in time.")
-        return refusal(502, "api_error", "The model's API cannot be reached or broke off.")
-
     def _outgoing(self, request: web.BaseRequest) -> CIMultiDict[str]:
-        headers = _passing(request.headers, _REQUEST_HEADERS, _REQUEST_PREFIXES)
+        headers = self._vendor.request_headers.of(request.headers)
         headers["accept-encoding"] = "identity"  # usage is read from the bytes that pass
-        headers.update(self._credentials)
+        headers.update(self._vendor.account.credentials)
         return headers
 
     def _connected(self) -> aiohttp.ClientSession:
@@ -159,43 +126,77 @@ class Relay:
                     sock_read=self._patience.idle_s,
                 ),
                 skip_auto_headers=("user-agent",),
-                trust_env=self._upstream.host not in _LOOPBACK,
+                trust_env=self._vendor.account.upstream.host not in _LOOPBACK,
             )
         return self._client
 
 
 class _Upload:
-    """A request's body as it arrives, bounded in size and in silence. Iterated once."""
+    """A request's body as it arrives, bounded in size and in silence, and guarded. Iterated once.
 
-    def __init__(self, request: web.BaseRequest, idle_s: float) -> None:
+    The vendor never has the whole of a body that the guard has not seen to its end: the last piece
+    waits for that, and a body that is refused half way is cut off.
+    """
+
+    def __init__(self, request: web.BaseRequest, idle_s: float, guard: ModelGuard | None) -> None:
         self._request = request
         self._idle_s = idle_s
-        self.over = False
-        self.stalled = False
+        self._guard = guard
+        self._held = b""
+        self._size = 0
+        self.refused: Refused | None = None
+
+    async def begin(self) -> None:
+        """Look as far ahead as it takes to know most models. Raises `Refused`."""
+        if (self._request.content_length or 0) > MAX_BODY_BYTES:
+            raise _too_large()
+        if self._guard is None:
+            return
+        if self._request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(400, "The request's body is encoded, so that its model cannot be told.")
+        while not self._guard.known and len(self._held) < _HELD_BYTES:
+            if not (piece := await self._next()):
+                self._guard.finish()
+                return
+            self._held += piece
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        size = 0
-        while piece := await self._next():
-            size += len(piece)
-            if size > MAX_BODY_BYTES:
-                self.over = True
-                raise web.RequestPayloadError("body over its bound")
-            yield piece
+        try:
+            while piece := await self._next():
+                if self._guard is None:
+                    yield piece
+                    continue
+                if self._held:
+                    yield self._held
+                self._held = piece
+            if self._guard is not None:
+                self._guard.finish()
+                yield self._held
+        except Refused as refused:
+            self.refused = refused
+            raise web.RequestPayloadError("refused on its way") from refused
 
     async def _next(self) -> bytes:
+        """The next piece, which has passed the guard; empty at the end. Raises `Refused`."""
         try:
             async with asyncio.timeout(self._idle_s):
-                return await self._request.content.readany()
-        except TimeoutError:
-            self.stalled = True
-            raise
+                piece = await self._request.content.readany()
+        except TimeoutError as error:
+            raise Refused(408, "The request's body did not arrive in time.") from error
+        self._size += len(piece)
+        if self._size > MAX_BODY_BYTES:
+            raise _too_large()
+        if self._guard is not None:
+            self._guard.feed(piece)
+        return piece
 
 
-def _passing(
-    headers: Mapping[str, str], names: frozenset[str], prefixes: tuple[str, ...]
-) -> CIMultiDict[str]:
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if name.lower() in names or name.lower().startswith(prefixes)
-    )
+def _failure(error: Exception) -> Refused:
+    log.warning("upstream_failed", cause=type(error).__name__)
+    if isinstance(error, TimeoutError):
+        return Refused(504, "The model's API did not answer in time.")
+    return Refused(502, "The model's API cannot be reached or broke off.")
+
+
+def _too_large() -> Refused:
+    return Refused(413, f"The request is larger than {MAX_BODY_BYTES} bytes.")

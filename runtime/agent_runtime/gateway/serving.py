@@ -1,8 +1,10 @@
-"""HTTP on one session's unix socket. Knows connections and their bounds, nothing of models.
+"""HTTP on one session's unix socket. Knows connections and their bounds, nothing of models or hosts.
 
 Whoever can reach the socket may connect, and what connects is hostile: connections are counted,
 those over the bound are closed at once, silent ones after a while, and a request whose client has
-gone is cancelled. What a request means is the handler's business (`relay`).
+gone is cancelled. A connection whose first bytes ask for a tunnel is handed over as it is, never
+parsed as HTTP. What a request means is the handler's business (`broker`), where a tunnel leads that
+of `tunnels`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.gateway.tunnels import METHOD
 
 MAX_CONNECTIONS: Final = 64
 """Of one session at a time; an agent with many subagents opens some twenty."""
@@ -30,14 +33,18 @@ _BACKLOG: Final = 128
 _logger = logging.getLogger("agent_runtime.gateway.http")
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+TunnelTaker = Callable[[asyncio.Transport, bytes], None]
+"""Takes over a connection, with the bytes that were read from it."""
 
 
 class SocketServer:
     """Serves `path` between `start` and `stop`; a socket that an earlier process left is replaced."""
 
-    def __init__(self, path: Path, handler: Handler) -> None:
+    def __init__(self, path: Path, handler: Handler, tunnel: TunnelTaker) -> None:
         self._path = path
         self._handler = handler
+        self._tunnel = tunnel
+        self._beginning: set[_Beginning] = set()
         self._listener: asyncio.Server | None = None
         self._web: web.Server | None = None
         self._identity: tuple[int, int] | None = None
@@ -68,12 +75,16 @@ class SocketServer:
             return
         self._listener.close()
         self._unlink()
+        for connection in list(self._beginning):
+            connection.cut()
         await self._web.shutdown(_CUT_S)
         self._listener = self._web = None
 
     def _protocol(self) -> asyncio.Protocol:
         assert self._web is not None
-        return self._web() if len(self._web.connections) < MAX_CONNECTIONS else _Refusal()
+        if len(self._web.connections) + len(self._beginning) >= MAX_CONNECTIONS:
+            return _Refusal()
+        return _Beginning(self._web, self._tunnel, self._beginning)
 
     def _bind(self) -> socket.socket:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -95,6 +106,51 @@ class SocketServer:
             found = self._path.lstat()
             if (found.st_dev, found.st_ino) == self._identity:
                 self._path.unlink()
+
+
+class _Beginning(asyncio.Protocol):
+    """Waits for the first bytes of a connection, which say whose it is."""
+
+    def __init__(self, http: web.Server, tunnel: TunnelTaker, among: set[_Beginning]) -> None:
+        self._http = http
+        self._tunnel = tunnel
+        self._among = among
+        self._first = b""
+        self._transport: asyncio.Transport | None = None
+        self._silence: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._silence = asyncio.get_running_loop().call_later(_SILENCE_S, transport.abort)
+        self._among.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - it is gone either way
+        self._forget()
+
+    def data_received(self, data: bytes) -> None:
+        self._first += data
+        if len(self._first) < len(METHOD) and METHOD.startswith(self._first):
+            return
+        self._forget()
+        assert self._transport is not None
+        if self._first.startswith(METHOD):
+            self._tunnel(self._transport, self._first)
+            return
+        protocol = self._http()
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(self._first)
+
+    def cut(self) -> None:
+        """End it."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _forget(self) -> None:
+        self._among.discard(self)
+        if self._silence is not None:
+            self._silence.cancel()
 
 
 class _Refusal(asyncio.Protocol):

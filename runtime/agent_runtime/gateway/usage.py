@@ -1,9 +1,8 @@
 """Reads token usage out of a model's answer while it passes by. Pure; holds no more than a line.
 
-A streamed answer tells its usage in `message_start` and, as running totals, in `message_delta`; a
-whole answer tells it in one JSON object. Later figures replace earlier ones, so a stream that is
-cut counts with what it had told so far. What cannot be read counts as nothing: metering never
-disturbs the answer. Who adds the figures up is `anthropic`.
+Which events tell usage, and under which names, is the vendor's business. Later figures replace
+earlier ones, so a stream that is cut counts with what it had told so far. What cannot be read
+counts as nothing: metering never disturbs the answer. Who adds the figures up is `broker`.
 """
 
 from __future__ import annotations
@@ -12,20 +11,15 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from agent_runtime.gateway.vendor import Figures, Vendor
 from agent_runtime.records import Usage
 
 MAX_LINE_BYTES: Final = 1024 * 1024
 """Longer lines of a stream are skipped; those that tell usage have a few hundred bytes."""
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 """Longer whole answers are not counted; a model's longest answer stays far below."""
-_MAX_TOKENS: Final = 10**9
 
-_FIELDS: Final = {
-    "input_tokens": "input_tokens",
-    "output_tokens": "output_tokens",
-    "cache_read_input_tokens": "cache_read_tokens",
-    "cache_creation_input_tokens": "cache_write_tokens",
-}
+_FIELDS: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 
 
 class UsageReader(Protocol):
@@ -34,16 +28,17 @@ class UsageReader(Protocol):
     def feed(self, data: bytes) -> None:
         """Look at more bytes."""
 
-    def usage(self) -> Usage | None:
-        """What the answer has told so far; None where it told nothing."""
+    def figures(self) -> Figures:
+        """What the answer has told so far."""
         ...
 
 
 class StreamUsage:
     """Usage of an answer that comes as Server-Sent Events."""
 
-    def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
+    def __init__(self, vendor: Vendor) -> None:
+        self._vendor = vendor
+        self._seen: Figures = {}
         self._parts: list[bytes] = []
         self._held = 0
 
@@ -55,9 +50,9 @@ class StreamUsage:
             self._end_line()
         self._hold(rest)
 
-    def usage(self) -> Usage | None:
-        """The newest figures of `message_start` and `message_delta`."""
-        return Usage(**self._seen) if self._seen else None
+    def figures(self) -> Figures:
+        """The newest of each."""
+        return self._seen
 
     def _hold(self, piece: bytes) -> None:
         self._held += len(piece)
@@ -69,20 +64,17 @@ class StreamUsage:
     def _end_line(self) -> None:
         line = b"".join(self._parts)
         self._parts, self._held = [], 0
-        if not line.startswith(b"data:") or b'"usage"' not in line:
+        if not line.startswith(b"data:") or self._vendor.usage_mark not in line:
             return
-        event = _object(line[len(b"data:") :])
-        if event.get("type") == "message_start":
-            message = event.get("message")
-            _note(self._seen, message.get("usage") if isinstance(message, dict) else None)
-        elif event.get("type") == "message_delta":
-            _note(self._seen, event.get("usage"))
+        for event in _objects(line[len(b"data:") :]):
+            self._seen.update(self._vendor.figures(event))
 
 
 class BodyUsage:
-    """Usage of an answer that comes as one JSON object."""
+    """Usage of an answer that comes as one piece of JSON: an object, or a list of what a stream has."""
 
-    def __init__(self) -> None:
+    def __init__(self, vendor: Vendor) -> None:
+        self._vendor = vendor
         self._body = bytearray()
         self._over = False
 
@@ -94,25 +86,27 @@ class BodyUsage:
         else:
             self._body += data
 
-    def usage(self) -> Usage | None:
-        """The figures of the whole body; None before it is whole."""
-        seen: dict[str, int] = {}
-        _note(seen, _object(bytes(self._body)).get("usage"))
-        return Usage(**seen) if seen else None
+    def figures(self) -> Figures:
+        """Those of the whole body; none before it is whole."""
+        seen: Figures = {}
+        for told in _objects(bytes(self._body)):
+            seen.update(self._vendor.figures(told))
+        return seen
 
 
 class Meter:
     """Reads one answer's usage in whatever form it comes. Until `begin`, and in other forms, nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, vendor: Vendor) -> None:
+        self._vendor = vendor
         self._reader: UsageReader | None = None
 
     def begin(self, content_type: str) -> None:
         """The answer succeeded and its bytes follow."""
         if content_type == "text/event-stream":
-            self._reader = StreamUsage()
+            self._reader = StreamUsage(self._vendor)
         elif content_type == "application/json":
-            self._reader = BodyUsage()
+            self._reader = BodyUsage(self._vendor)
 
     def feed(self, data: bytes) -> None:
         """Look at more bytes."""
@@ -121,30 +115,22 @@ class Meter:
 
     def usage(self) -> Usage | None:
         """What the answer has told so far; None where it told nothing."""
-        return self._reader.usage() if self._reader is not None else None
+        figures = self._reader.figures() if self._reader is not None else {}
+        return Usage(**figures) if figures else None
 
 
 def add(total: Usage, more: Usage) -> Usage:
     """Sum field by field; what both leave out stays out."""
     sums = {}
-    for name in _FIELDS.values():
+    for name in _FIELDS:
         figures = [figure for figure in (getattr(total, name), getattr(more, name)) if figure is not None]
         sums[name] = sum(figures) if figures else None
     return Usage(**sums)
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _objects(data: bytes) -> list[dict[str, Any]]:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _note(seen: dict[str, int], raw: object) -> None:
-    if not isinstance(raw, dict):
-        return
-    for theirs, ours in _FIELDS.items():
-        figure = raw.get(theirs)
-        if isinstance(figure, int) and not isinstance(figure, bool) and 0 <= figure <= _MAX_TOKENS:
-            seen[ours] = figure
+        return []
+    return [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, dict)]

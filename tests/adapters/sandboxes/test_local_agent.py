@@ -5,7 +5,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.gateway.anthropic import Anthropic
+from agent_runtime.gateway.broker import Gateway
 from agent_runtime.ports import Channel, SandboxSpec
 from agent_runtime.testing.sandbox_contract import RUNTIME_ID
 from agent_runtime.testing.script import Call, Say
@@ -22,7 +23,7 @@ async def test_the_agent_answers_and_uses_its_tools_inside() -> None:
     script = [[Call("Bash", {"command": LOOK, "description": "look around"})], [Say("That was it.")]]
     with place() as root, tempfile.TemporaryDirectory() as folder:
         async with ScriptedModel({"look": script}, default="look") as model:
-            gateway = AnthropicGateway(model.url, "sk-the-real-one", None, Path(folder) / "run")
+            gateway = Gateway([Anthropic(model.url, api_key="sk-the-real-one")], Path(folder) / "run")
             endpoint = await gateway.open("session-1")
             sandbox = await LocalSandboxes(root).create(
                 SandboxSpec("session-1", RUNTIME_ID, endpoint.socket, 60.0)

@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime.gateway.anthropic import AnthropicGateway
+from agent_runtime.gateway.anthropic import Anthropic
+from agent_runtime.gateway.broker import Gateway
 from agent_runtime.records import Usage
 from tests.runtime.gateway.upstream import (
     MESSAGE,
@@ -102,13 +103,13 @@ async def test_a_run_dir_with_too_long_a_path_has_its_sockets_in_a_short_private
 )
 async def test_an_address_that_cannot_be_used_is_refused_without_being_quoted(url: str):
     with pytest.raises(ValueError, match="base URL") as caught:
-        AnthropicGateway(url, "k", None, Path("run"))
+        Anthropic(url, api_key="k")
     assert "hidden" not in str(caught.value)
 
 
 async def test_a_key_that_no_header_can_carry_is_refused_without_being_quoted():
     with pytest.raises(ValueError, match="key") as caught:
-        AnthropicGateway("http://h", "hidden\r\nX-Evil: 1", None, Path("run"))
+        Anthropic("http://h", api_key="hidden\r\nX-Evil: 1")
     assert "hidden" not in str(caught.value)
 
 
@@ -122,7 +123,7 @@ async def test_the_environment_gives_address_and_credential():
     async with api(answer) as url, gateway("http://unused") as lender:
         run_dir = (await lender.open("x")).socket.parent.parent
         environ = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": "t", "ANTHROPIC_API_KEY": "k"}
-        gate = AnthropicGateway.from_environment(run_dir, environ=environ)
+        gate = Gateway.from_environment(run_dir, environ=environ)
         async with agent(await gate.open("s")) as client:
             await client.post("/v1/messages", data=json.dumps(MESSAGE))
         await gate.aclose()

@@ -4,6 +4,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.usage import MAX_BODY_BYTES, MAX_LINE_BYTES, Meter, add
 from agent_runtime.records import Usage
 from tests.runtime.gateway.upstream import sse
@@ -22,7 +23,7 @@ USED = Usage(input_tokens=10, output_tokens=20, cache_write_tokens=5)
 
 
 def metered(content_type: str, *pieces: bytes) -> Usage | None:
-    meter = Meter()
+    meter = Meter(Anthropic())
     meter.begin(content_type)
     for piece in pieces:
         meter.feed(piece)

@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from agent_runtime.gateway.anthropic import AnthropicGateway, OnUsage
-from agent_runtime.gateway.relay import Patience
+from agent_runtime.gateway.anthropic import Anthropic
+from agent_runtime.gateway.broker import Gateway
+from agent_runtime.gateway.vendor import Vendor
 from agent_runtime.ports import GatewayEndpoint
 
 REAL_KEY = "sk-ant-the-real-key"
@@ -76,24 +77,21 @@ async def raw_api(
 
 
 @contextlib.asynccontextmanager
-async def gateway(
-    url: str,
-    *,
-    run_dir: Path | None = None,
-    api_key: str | None = REAL_KEY,
-    auth_token: str | None = None,
-    on_usage: OnUsage | None = None,
-    patience: Patience | None = None,
-) -> AsyncIterator[AnthropicGateway]:
-    """A gateway in a directory with a short path."""
+async def broker(*vendors: Vendor, run_dir: Path | None = None, **options: Any) -> AsyncIterator[Gateway]:
+    """A gateway in a directory with a short path; `options` as its own."""
     with tempfile.TemporaryDirectory(prefix="gw", dir="/tmp") as scratch:
-        made = AnthropicGateway(
-            url, api_key, auth_token, run_dir or Path(scratch) / "run", on_usage, patience=patience
-        )
+        made = Gateway(vendors, run_dir or Path(scratch) / "run", **options)
         try:
             yield made
         finally:
             await made.aclose()
+
+
+def gateway(
+    url: str, *, api_key: str | None = REAL_KEY, auth_token: str | None = None, **options: Any
+) -> contextlib.AbstractAsyncContextManager[Gateway]:
+    """A broker that knows the Messages API alone."""
+    return broker(Anthropic(url, api_key=api_key, auth_token=auth_token), **options)
 
 
 @contextlib.asynccontextmanager
@@ -115,11 +113,12 @@ def spelled(
     return "\r\n".join(lines).encode()
 
 
-async def raw(endpoint: GatewayEndpoint, request: bytes) -> bytes:
+async def raw(endpoint: GatewayEndpoint, *pieces: bytes) -> bytes:
     """Send bytes as they are and read until the end; a bound keeps a silent peer from hanging us."""
     reader, writer = await asyncio.open_unix_connection(str(endpoint.socket))
-    writer.write(request)
-    await writer.drain()
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
     async with asyncio.timeout(10):
         answer = await reader.read()
     writer.close()
