@@ -38,7 +38,9 @@ _log = structlog.get_logger(__name__)
 WITH_AGENT: Final = frozenset({Phase.RUNNING, Phase.READY})
 """The phases in which an agent's process is there to be spoken to."""
 _ON_THE_WAY: Final = frozenset({Phase.RUNNING, Phase.READY, Phase.WAKING, Phase.HIBERNATED})
-_OF_NO_USE: Final = frozenset({"sandbox_lost", "sandbox_timeout"})
+_MISHAPS: Final = frozenset({"sandbox_out_of_memory", "sandbox_out_of_disk", "sandbox_expired"})
+"""Why a sandbox ended, where that is known: what the next agent can do something about."""
+_OF_NO_USE: Final = frozenset({"sandbox_lost", "sandbox_timeout"}) | _MISHAPS
 _FIND_AGAIN_S: Final = (0.2, 1.0, 3.0)
 """Pauses before a sandbox is tried again that could not be reached, and may live: its agent works."""
 _CATCH_UP_S: Final = 10.0
@@ -49,6 +51,8 @@ Spawn = Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 class Holder:
     """`attached` is the sandbox that the session has, None without one. `spawn` is set by the owner.
+
+    `mishap` is what ended the last one, where that is known and no agent has been told of it.
 
     Args:
         profile: asked for at each wake, so that a changed profile counts from the next one on.
@@ -70,6 +74,7 @@ class Holder:
         follow_options: Callable[[Attachment], Awaitable[None]],
     ) -> None:
         self.attached: Attachment | None = None
+        self.mishap: TurnError | None = None
         self.spawn: Spawn = _not_yet
         self._recorder = recorder
         self._around = around
@@ -144,8 +149,9 @@ class Holder:
             agent_options=awake.options,
             last_sandbox_id=ref.sandbox_id,
             restart_count=record.restart_count + (before is not None),
-            untold=what_was_lost(awake, record.untold) if before is not None else None,
+            untold=what_was_lost(awake, record.untold, self.mishap) if before is not None else None,
         )
+        self.mishap = None
         if before is not None:
             restored = WorkspaceRestored(
                 from_sandbox_id=before, restored_files=awake.restored, lost_paths=awake.lost or None
@@ -174,6 +180,7 @@ class Holder:
                 self._found = await find(record, self._around, egress=await self._egress())
             except RuntimeFault as fault:
                 _log.warning("sandbox_not_found_again", session_id=self._session_id, code=fault.code)
+                self._note_mishap(turn_error(fault))
                 if fault.code in _OF_NO_USE or pause_s is None:
                     break
             else:
@@ -276,6 +283,7 @@ class Holder:
     async def _listen(self, attached: Attachment) -> None:
         error = await attached.listen()
         if attached is self.attached:  # else we left it ourselves
+            self._note_mishap(error)
             self._recorder.speak()
             attached.feed.caught_up.set()
             untouched = attached.untouched(self._machine.state.turn)
@@ -285,8 +293,24 @@ class Holder:
         if self.attached is None or link is not self.attached.link:
             return  # a sandbox that we have left
         if isinstance(heard, AgentGone):
-            self.attached.lost = heard.error
+            attached = self.attached
+            if heard.killed:
+                heard = AgentGone(await self._what_killed(link) or heard.error)
+            self._note_mishap(heard.error)
+            attached.lost = heard.error
         await self._take(heard)
+
+    @staticmethod
+    async def _what_killed(link: RunnerLink) -> TurnError | None:
+        try:
+            mishap = await link.sandbox.mishap()
+        except SandboxFault:
+            return None
+        return None if mishap is None else turn_error(mishap)
+
+    def _note_mishap(self, error: TurnError) -> None:
+        if error.code in _MISHAPS:
+            self.mishap = error
 
     # Letting go.
 

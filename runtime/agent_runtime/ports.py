@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent_runtime.blocks import Block
+from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event, Gap, LogEntry, Position, Replay
 from agent_runtime.needs import Egress, SandboxNeeds
 from agent_runtime.profile import AgentProfile, FileRules
@@ -296,6 +297,14 @@ class Sandbox(Protocol):
         """Whether the runner's process still runs, as the provider sees it."""
         ...
 
+    async def mishap(self) -> SandboxFault | None:
+        """What the provider saw happen to it since this was asked last, where that explains an end.
+
+        `sandbox_out_of_memory`, `sandbox_expired`; None where nothing is known. Asked when the agent was
+        killed or the sandbox is gone. Raises `SandboxFault`.
+        """
+        ...
+
     async def assign(self, session_id: str) -> None:
         """It was made before its session was known, and is this session's from now on.
 
@@ -337,7 +346,7 @@ class SandboxProvider(Protocol):
         ...
 
     async def attach(self, ref: SandboxRef, *, gateway_socket: Path | None = None) -> Sandbox:
-        """Find a living sandbox again. Raises `SandboxFault` (`sandbox_lost`) when it is gone.
+        """Find a living sandbox again. Raises `SandboxFault` when it is gone: `sandbox_lost`, or its mishap.
 
         `gateway_socket` as in `SandboxSpec`, of this process; None by whoever only looks at it or ends it.
         """

@@ -38,7 +38,7 @@ from agent_runtime.reports import (
     Report,
 )
 from agent_runtime.runner_link import RunnerLink
-from agent_runtime_sandbox.frames import Frame
+from agent_runtime_sandbox.frames import OUT_OF_DISK, Frame
 
 _log = structlog.get_logger(__name__)
 
@@ -61,10 +61,15 @@ _MAX_TRANSCRIPT_KEYS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class AgentGone:
-    """The agent's process ended while its sandbox lives."""
+    """The agent's process ended while its sandbox lives. `killed`: not of its own accord."""
 
     error: TurnError
+    killed: bool = False
 
+
+_KILLED: Final = frozenset({-9, 137})
+"""Exit codes of a process that SIGKILL ended, as its parent sees it and as a shell says it."""
+_TOO_MUCH_DISK: Final = "The sandbox's files took more disk than it may have, so it was ended."
 
 UNEXPECTED: Final = TurnError(
     code="internal", message="Something unexpected went wrong inside the runtime.", retryable=True
@@ -283,6 +288,8 @@ class RunnerFeed:
                 _log.warning("runner_fault", session_id=self._recorder.session_id, code=text(frame, "code"))
                 if frame.get("code") == "too_many_files":
                     await self._files.left_out(frame)
+                elif frame.get("code") == OUT_OF_DISK:
+                    raise SandboxFault(_TOO_MUCH_DISK, code="sandbox_out_of_disk", retryable=False)
 
     def _transcript(self, frame: Frame) -> None:
         key, entries = frame.get("key"), frame.get("entries")
@@ -346,7 +353,7 @@ class RunnerFeed:
 
     def _line(self, frame: Frame) -> Sequence[Event | Heard]:
         if frame["k"] == "exit":
-            return () if frame.get("reason") == "closed" else (AgentGone(exit_error(frame)),)
+            return () if frame.get("reason") == "closed" else (_gone(frame),)
         line = frame.get("line")
         if not isinstance(line, dict):
             return ()
@@ -355,3 +362,7 @@ class RunnerFeed:
         except Exception:  # a translator's defect must not cost the files of the workspace
             _log.exception("line_not_translated", session_id=self._recorder.session_id)
             return (AgentGone(UNEXPECTED),)
+
+
+def _gone(frame: Frame) -> AgentGone:
+    return AgentGone(exit_error(frame), killed=frame.get("code") in _KILLED)

@@ -256,7 +256,7 @@ class RunnerLink:
             held.clear()
 
     async def _reconnect(self) -> None:
-        """Connect again from where we are. Raises `SandboxFault` (`sandbox_lost`)."""
+        """Connect again from where we are. Raises `SandboxFault` (`sandbox_lost`, or its mishap)."""
         self._connected.clear()
         self._fail_replies()
         await self._channel.close()
@@ -268,7 +268,15 @@ class RunnerLink:
                 if await self._goes_on():
                     return
         self._end()
-        raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+        raise await self._obituary()
+
+    async def _obituary(self) -> SandboxFault:
+        """Why it is gone, where its provider knows."""
+        try:
+            known = await self.sandbox.mishap()
+        except SandboxFault:
+            known = None
+        return known or SandboxFault("The sandbox is gone.", code="sandbox_lost")
 
     async def _goes_on(self) -> bool:
         """Open the way for commands, unless we were closed while we connected."""

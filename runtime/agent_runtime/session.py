@@ -284,7 +284,7 @@ class AgentSession:
         if self.recorder.record.sandbox is None:
             await self._end_broken_off(running, _RUNTIME_LOST)
         elif (found := await self._holder.find()) is None:
-            await self._end_broken_off(running, _SANDBOX_LOST)
+            await self._end_broken_off(running, self._holder.mishap or _SANDBOX_LOST)
             await self.recorder.update_record(sandbox=None, checkpoint=None)
         else:
             under_way = running[-1] if running else None  # there is one at most

@@ -31,7 +31,7 @@ from agent_runtime.ports import (
 )
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import SandboxRef, SessionRecord
+from agent_runtime.records import SandboxRef, SessionRecord, TurnError
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.tasks import unhindered
 from agent_runtime.workspace import content_of
@@ -198,12 +198,13 @@ def _secrets(needs: SandboxNeeds, around: Surroundings) -> dict[str, str]:
     return {name: around.secrets[name] for name in needs.secrets}
 
 
-def what_was_lost(awake: Awake, untold: str | None) -> str:
+def what_was_lost(awake: Awake, untold: str | None, mishap: TurnError | None = None) -> str:
     """What an agent has to know whose sandbox is another one than before.
 
     `untold` is what it was to be told of an earlier one and has not heard: that holds as well.
+    `mishap` is what ended the last one, where that is known.
     """
-    if untold is not None and not awake.lost:
+    if untold is not None and not awake.lost and mishap is None:
         return untold
     lost = [f"- {path}" for path in awake.lost[:_PATHS_TOLD]]
     if len(awake.lost) > _PATHS_TOLD:
@@ -212,6 +213,7 @@ def what_was_lost(awake: Awake, untold: str | None) -> str:
         *([untold] if untold is not None else []),
         "<system-reminder>",
         "Your sandbox was replaced by a new one since the last message.",
+        *([f"This is why the last one ended: {mishap.message}"] if mishap is not None else []),
         f"{awake.restored} files of the workspace were put back as they were last saved.",
         "Running processes are gone, and so is whatever was outside of the workspace, or in folders of it",
         f"that are not saved ({', '.join(awake.ignored)}). Make again what you need.",

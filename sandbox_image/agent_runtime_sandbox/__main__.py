@@ -30,6 +30,8 @@ def main() -> int:
         orphan_timeout_s=options.orphan_timeout,
         rules=Rules(options.ignore, options.max_file_bytes, options.max_files),
         preload=options.preload,
+        lifetime_s=options.lifetime,
+        disk_bytes=options.disk_bytes,
     )
     try:
         with _listener(options) as listener:
@@ -52,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     journal.add_argument("--journal-fd", type=int, metavar="M", help="a file opened for reading and writing")
     journal.add_argument("--journal", type=Path, metavar="PATH", help="make the journal's file here")
     parser.add_argument("--orphan-timeout", type=float, required=True, metavar="S", help="seconds alone")
+    parser.add_argument("--lifetime", type=float, metavar="S", help="end after so many seconds")
+    parser.add_argument("--disk-bytes", type=int, metavar="N", help="end when workspace and home take more")
     parser.add_argument(
         "--ignore", action="append", default=[], metavar="NAME", help="directories not to report; a pattern"
     )

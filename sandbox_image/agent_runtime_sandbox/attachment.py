@@ -37,6 +37,7 @@ class Attachment:
         self._passing_bytes = 0
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
+        self._idle = asyncio.Event()
         self.closed = False
 
     @classmethod
@@ -79,12 +80,21 @@ class Attachment:
         """There may be more to send."""
         self._wake.set()
 
+    async def told(self) -> None:
+        """Return when all that was kept until now is with the other side, or it is gone."""
+        self._idle.clear()
+        self._wake.set()
+        await self._idle.wait()
+        while not self.closed and self._writer.transport.get_write_buffer_size():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # nothing tells of an empty buffer
+
     async def pump(self) -> None:
         """Send until the connection ends; raises `Detached` then."""
         while not self.closed:
             self._wake.clear()
             data = self._next()
             if not data:
+                self._idle.set()
                 await self._wake.wait()
                 continue
             try:
@@ -100,6 +110,7 @@ class Attachment:
         self._passing.clear()
         self._passing_bytes = 0
         self._wake.set()
+        self._idle.set()
         self._drained.set()
         self._writer.transport.abort()
 

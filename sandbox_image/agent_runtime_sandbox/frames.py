@@ -64,6 +64,9 @@ WORKSPACE_ENV: Final = "AGENT_RUNTIME_WORKSPACE"
 HOME_ENV: Final = "AGENT_RUNTIME_HOME"
 """Environment variable inside the sandbox: a private writable folder for the agent's own files."""
 
+OUT_OF_DISK: Final = "out_of_disk"
+"""The code of the `fault` with which a runner ends that had to watch its disk, and saw it overdrawn."""
+
 Frame = dict[str, Any]
 
 

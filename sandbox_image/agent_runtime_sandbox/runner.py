@@ -25,9 +25,12 @@ from agent_runtime_sandbox.files import WorkspaceFiles
 from agent_runtime_sandbox.journal import Journal
 from agent_runtime_sandbox.manifest import Rules
 from agent_runtime_sandbox.outbox import Outbox
+from agent_runtime_sandbox.usage import until_over
 from agent_runtime_sandbox.watching import Watching
 
 HANDSHAKE_S: Final = 10.0
+TELL_WITHIN_S: Final = 2.0
+"""For the last frame of a runner that ends itself to reach whoever listens."""
 MAX_STRANGERS: Final = 4
 """Connections that have not said `attach` yet."""
 
@@ -36,12 +39,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a runner is to work. `preload` names a driver to import in the background, or is empty."""
+    """How a runner is to work. `preload` names a driver to import in the background, or is empty.
+
+    `lifetime_s` is when it ends itself, `disk_bytes` what workspace and home may take together; None:
+    that is not its business.
+    """
 
     places: drivers.Places
     orphan_timeout_s: float
     rules: Rules
     preload: str
+    lifetime_s: float | None = None
+    disk_bytes: int | None = None
 
 
 class _Stop(Exception):
@@ -78,6 +87,10 @@ class Runner:
                 tasks.create_task(self._accept(tasks, agent, commands), name="accept")
                 tasks.create_task(self._watch(), name="files")
                 tasks.create_task(self._end_when_orphaned(), name="orphan")
+                if self._settings.lifetime_s is not None:
+                    loop.call_later(self._settings.lifetime_s, self._stopping.set)
+                if self._settings.disk_bytes is not None:
+                    tasks.create_task(self._watch_disk(self._settings.disk_bytes), name="disk")
                 if self._settings.preload:
                     tasks.create_task(self._preload(self._settings.preload), name="preload")
                 await self._stopping.wait()
@@ -161,6 +174,17 @@ class Runner:
 
     async def _watch(self) -> None:
         await Watching(self._settings.places.workspace, self._files, self._outbox).run()
+
+    async def _watch_disk(self, bound: int) -> None:
+        """Say so and end when the files take more than they may; at once, because more is being written."""
+        places = self._settings.places
+        taken = await until_over(bound, (places.workspace, places.home))
+        self._outbox.emit("fault", code=frames.OUT_OF_DISK, message=f"{taken} of {bound} bytes")
+        if self._live is not None:
+            with suppress(TimeoutError):  # then they will read it in the journal, or not at all
+                async with asyncio.timeout(TELL_WITHIN_S):
+                    await self._live.told()
+        raise _Stop
 
     async def _preload(self, name: str) -> None:
         with suppress(drivers.DriverError, ImportError):

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
@@ -17,6 +16,7 @@ from agent_runtime_sandbox.drivers.scripted import digest
 from tests.chaos.causes import Causes
 from tests.chaos.deeds import Sent, processes_below
 from tests.chaos.story import GIVEN, Story
+from tests.seen_from_outside import files_of
 
 Told = dict[str, Any]
 FINAL = {"completed", "failed", "cancelled"}
@@ -316,7 +316,7 @@ def _workspace(story: Story, session: int) -> dict[str, str] | None:
     shown = story.fresh[session]["session"]["runtime"].get("sandbox")
     if shown is None:
         return None
-    folder: Path = story.data / "sandboxes" / shown["sandboxId"] / "workspace"
+    folder = files_of(story.data / "sandboxes" / shown["sandboxId"])
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")

@@ -3,14 +3,13 @@
 `story` writes it, `checks` reads it and asks it for causes.
 """
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from agent_runtime_adapters.sandboxes.processes import ProcessMark, all_pids
+from agent_runtime_adapters.sandboxes.processes import ProcessMark
 from tests.chaos.plan import Said
+from tests.seen_from_outside import processes_of
 
 
 @dataclass
@@ -65,14 +64,5 @@ class Figures:
 
 def processes_below(folder: Path) -> list[ProcessMark]:
     """The living processes that have to do with a folder: by their environment, or by a mount."""
-    sign = str(folder).encode()
-    found = [ProcessMark.of(pid) for pid in all_pids() if pid != os.getpid() and _knows(pid, sign)]
+    found = map(ProcessMark.of, processes_of(folder))
     return [mark for mark in found if mark is not None and mark.running()]
-
-
-def _knows(pid: int, sign: bytes) -> bool:
-    for name in ("environ", "mountinfo"):
-        with suppress(OSError):
-            if sign in Path(f"/proc/{pid}/{name}").read_bytes():
-                return True
-    return False

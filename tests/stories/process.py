@@ -30,6 +30,7 @@ from agent_runtime.testing.scripted_model import ScriptedModel
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.registry import Record, Registry
+from tests.seen_from_outside import files_of
 
 COMMAND = str(Path(sys.executable).parent / "agent-runtime")
 TOKEN = "a-token-for-the-stories"
@@ -117,7 +118,11 @@ class House:
 
     def workspace(self, session_id: str) -> Path:
         """Its files, seen from outside."""
-        return self.data / "sandboxes" / self.sandbox(session_id).sandbox_id / "workspace"
+        return files_of(self.folder(session_id))
+
+    def folder(self, session_id: str) -> Path:
+        """What the provider keeps of its sandbox."""
+        return self.data / "sandboxes" / self.sandbox(session_id).sandbox_id
 
     def runner(self, session_id: str) -> int:
         """The pid of the runner: the one child of a sandbox's first process."""
@@ -138,7 +143,7 @@ class House:
 
     def journal(self, session_id: str) -> bytes:
         """What the runner keeps for whoever attaches."""
-        return (self.workspace(session_id).parent / "journal").read_bytes()
+        return (self.folder(session_id) / "journal").read_bytes()
 
     def mirrored(self, session_id: str, text: str) -> bool:
         """Whether the runner holds an entry of the agent's memory with this text: it comes a moment later."""
@@ -147,7 +152,7 @@ class House:
 
     def native(self, session_id: str) -> list[dict[str, Any]]:
         """The agent's own record of the conversation, as it stands in its sandbox."""
-        home = self.workspace(session_id).parent / "home"
+        home = files_of(self.folder(session_id), "home")
         (file,) = home.glob("claude/projects/*/*.jsonl")
         return [json.loads(line) for line in file.read_text().splitlines()]
 

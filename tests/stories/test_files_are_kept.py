@@ -14,6 +14,7 @@ from agent_runtime.records import WorkspaceFile
 from agent_runtime.testing.script import Call, Reply, Say
 from agent_runtime.workspace import content_of, shown_path
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
+from tests.seen_from_outside import files_of
 from tests.stories.serving import Server, serving
 from tests.stories.test_bad_luck import KEEPER, send
 from tests.stories.viewer import Viewer, get, new_session, viewing
@@ -284,7 +285,7 @@ async def stored(server: Server, session_id: str) -> dict[str, WorkspaceFile]:
 
 def workspace(server: Server) -> Path:
     (found,) = (server.data / "sandboxes").glob("*/workspace")
-    return found
+    return files_of(found.parent)
 
 
 def truth(folder: Path, rules: FileRules) -> dict[str, tuple[int, str]]:

@@ -24,8 +24,11 @@ UID_INSIDE: Final = 1000
 WORKSPACE: Final = "/workspace"
 HOME: Final = "/home/agent"
 GATEWAY_FOLDER: Final = "/run/agent-runtime"
-TMP_BYTES: Final = 512 * 1024**2
-SHM_BYTES: Final = 64 * 1024**2
+TMP_SHARE: Final = 4
+SHM_SHARE: Final = 8
+"""The parts of a sandbox's memory that /tmp and /dev/shm may take; what is written there counts as memory."""
+MEMORY_BYTES: Final = 2 * 1024**3
+"""What they are parts of where a sandbox's memory has no bound."""
 
 DATA_FILES: Final = {
     "/etc/passwd": f"root:x:0:0::/:/bin/false\nagent:x:{UID_INSIDE}:{UID_INSIDE}::{HOME}:/bin/sh\n",
@@ -52,12 +55,12 @@ def command(bubblewrap: str, script: str, argv: Iterable[str]) -> tuple[str, ...
     return (bubblewrap, "--args", str(ARGUMENTS_PLACE), "--", "/bin/sh", "-c", script, "sh", *argv)
 
 
-def arguments(mounts: Iterable[Mount], env: Mapping[str, str]) -> bytes:
-    """The options as bubblewrap reads them from `ARGUMENTS_PLACE`."""
+def arguments(mounts: Iterable[Mount], env: Mapping[str, str], *, memory_bytes: int | None = None) -> bytes:
+    """The options as bubblewrap reads them from `ARGUMENTS_PLACE`. `memory_bytes`: the sandbox's bound."""
     options = [
         *_namespaces(),
         *_system(),
-        *_writable_memory(),
+        *_writable_memory(memory_bytes or MEMORY_BYTES),
         *(part for mount in mounts for part in _bind(mount)),
         *_data(),
         # After all mounts; else / and /dev are writable memory without a bound.
@@ -93,10 +96,10 @@ def _system() -> list[str]:
     return [*options, "--proc", "/proc", "--dev", "/dev"]
 
 
-def _writable_memory() -> list[str]:
+def _writable_memory(memory_bytes: int) -> list[str]:
     return [
-        *("--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"),  # noqa: S108 - inside
-        *("--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108 - inside
+        *("--perms", "1777", "--size", str(memory_bytes // TMP_SHARE), "--tmpfs", "/tmp"),  # noqa: S108 - inside
+        *("--perms", "1777", "--size", str(memory_bytes // SHM_SHARE), "--tmpfs", "/dev/shm"),  # noqa: S108
     ]
 
 

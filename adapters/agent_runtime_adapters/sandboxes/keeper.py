@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
@@ -21,25 +21,32 @@ from typing import Final, Protocol
 import structlog
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.needs import Resources
 from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
-from agent_runtime_adapters.sandboxes import channel
+from agent_runtime_adapters.sandboxes import cgroups, channel
+from agent_runtime_adapters.sandboxes.bounds import Bounds, clear, granted
 from agent_runtime_adapters.sandboxes.launching import JOURNAL_PLACE, LISTEN_PLACE, Plan, launch
 from agent_runtime_adapters.sandboxes.processes import ProcessMark, boot_id
 from agent_runtime_adapters.sandboxes.registry import Record, Registry, new_sandbox_id
 
 END_WITHIN_S: Final = 10.0
+_MIB: Final = 1024 * 1024
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A sandbox to be started. `places` are the descriptors of the runner: listener and journal."""
+    """A sandbox to be started. `places` are the descriptors of the runner: listener and journal.
+
+    `resources` are those of the spec with none left open.
+    """
 
     record: Record
     folder: Path
     spec: SandboxSpec
+    resources: Resources
     places: Mapping[int, int]
 
 
@@ -57,8 +64,8 @@ class Manner(Protocol):
         ...
 
     @property
-    def own_uid(self) -> bool:
-        """Whether each sandbox has a uid of its own."""
+    def bounds(self) -> Bounds:
+        """What holds its sandboxes to their resources, and whether each has a uid of its own."""
         ...
 
     def plan(self, job: Job, stack: ExitStack) -> Plan:
@@ -88,31 +95,41 @@ class Keeper:
         with _translated():
             if not spec.gateway_socket.is_socket():
                 raise SandboxFault("The model gateway's socket is missing.")
-        sandbox_id = new_sandbox_id()
+        sandbox_id, bounds = new_sandbox_id(), self._manner.bounds
+        resources = granted(spec.needs.resources)
         try:
             with _translated():
                 record = self._registry.make(
-                    sandbox_id, self._manner.name, self._manner.isolation, spec, own_uid=self._manner.own_uid
+                    *(sandbox_id, self._manner.name, self._manner.isolation, spec),
+                    own_uid=bounds.own_uid,
+                    cgroups=bounds.cgroups.paths(sandbox_id) if bounds.cgroups is not None else (),
+                    memory_bytes=resources.memory_bytes if "memory_bytes" in bounds.enforces else None,
                 )
-                await self._start(record, spec)
+                await self._start(record, spec, resources)
                 return MachineSandbox(self, self._registry.load(sandbox_id) or record)
         except BaseException:
             await self._undo(sandbox_id)
             raise
 
     async def attach(self, ref: SandboxRef) -> MachineSandbox:
-        """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`)."""
+        """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`, or why it ended)."""
         with _translated():
             record = self._registry.load(ref.sandbox_id)
             ours = record is not None and record.provider == self._manner.name
             if record is not None and ours and record.alive():
                 return MachineSandbox(self, record)
             if record is not None and ours and not record.starting():
+                cause = mishap(record)
                 await self.stop(ref.sandbox_id)
+                if cause is not None:
+                    raise cause
             raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
-        """The living ones of a runtime; the dead of all runtimes are cleared away on the way."""
+        """The living ones of a runtime.
+
+        On the way the dead of all runtimes are cleared away, and those that have outlived their lifetime.
+        """
         living = []
         with _translated():
             await self._registry.tidy()
@@ -152,6 +169,7 @@ class Keeper:
                     await self._manner.ask_to_end(record, grace_s)
                 async with asyncio.timeout(END_WITHIN_S):
                     await self._manner.end(record)
+                    await clear(record.cgroups)
             await self._registry.remove(sandbox_id)
         _log.debug("sandbox_ended", sandbox_id=sandbox_id)
 
@@ -162,8 +180,9 @@ class Keeper:
         except SandboxFault as fault:
             _log.warning("sandbox_not_undone", sandbox_id=sandbox_id, detail=fault.detail)
 
-    async def _start(self, record: Record, spec: SandboxSpec) -> None:
+    async def _start(self, record: Record, spec: SandboxSpec, resources: Resources) -> None:
         folder = self._registry.folder(record.sandbox_id)
+        await self._manner.bounds.prepare(record.sandbox_id, folder, resources)
 
         def note(keeper: ProcessMark, inner: ProcessMark | None) -> None:
             self._registry.save(record.model_copy(update={"keeper": keeper, "inner": inner}))
@@ -174,8 +193,8 @@ class Keeper:
                 FileIO(os.open(folder / "journal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
             )
             places = {LISTEN_PLACE: listener.fileno(), JOURNAL_PLACE: journal.fileno()}
-            plan = self._manner.plan(Job(record, folder, spec, places), stack)
-            await launch(plan, folder / "runner.log", note)
+            plan = self._manner.plan(Job(record, folder, spec, resources, places), stack)
+            await launch(replace(plan, cgroups=record.cgroups), folder / "runner.log", note)
 
 
 class MachineSandbox:
@@ -184,6 +203,7 @@ class MachineSandbox:
     def __init__(self, keeper: Keeper, record: Record) -> None:
         self._keeper = keeper
         self._record = record
+        self._known_kills = cgroups.out_of_memory(record.cgroups)
 
     @property
     def ref(self) -> SandboxRef:
@@ -192,7 +212,7 @@ class MachineSandbox:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When its life is over, where it is bounded: whoever lists sandboxes then ends it."""
+        """The runner ends itself then; whoever lists sandboxes ends one that did not."""
         return self._record.expires
 
     async def connect(self) -> channel.UnixChannel:
@@ -203,6 +223,12 @@ class MachineSandbox:
         """Whether its processes run."""
         with _translated():
             return self._record.alive()
+
+    async def mishap(self) -> SandboxFault | None:
+        """Memory that was used up since this was asked last, or the end of its lifetime."""
+        kills = cgroups.out_of_memory(self._record.cgroups)
+        known, self._known_kills = self._known_kills, kills
+        return mishap(self._record, known_kills=known)
 
     async def assign(self, session_id: str) -> None:
         """Note whose it is. Raises `SandboxFault`."""
@@ -226,6 +252,17 @@ async def until_gone(marks: Iterable[ProcessMark], within_s: float) -> None:
         async with asyncio.timeout(within_s):
             for mark in asked:
                 await mark.gone()
+
+
+def mishap(record: Record, *, known_kills: int = 0) -> SandboxFault | None:
+    """What the system did to a sandbox, as far as it can be seen from here. None: nothing known."""
+    if cgroups.out_of_memory(record.cgroups) > known_kills:
+        bound = f" of {record.memory_bytes // _MIB} MiB" if record.memory_bytes is not None else ""
+        detail = f"The sandbox's memory{bound} was used up; the system ended what took it."
+        return SandboxFault(detail, code="sandbox_out_of_memory", retryable=False)
+    if record.expired():
+        return SandboxFault("The sandbox reached the end of its lifetime.", code="sandbox_expired")
+    return None
 
 
 def no_snapshots() -> SandboxFault:

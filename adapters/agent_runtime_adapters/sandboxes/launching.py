@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import SandboxSpec
 from agent_runtime_adapters.sandboxes import launch as launch_program
+from agent_runtime_adapters.sandboxes.bounds import LIMITS
 from agent_runtime_adapters.sandboxes.descriptors import hold, read_line, read_to_end
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
 
@@ -44,9 +45,6 @@ RUN_THEN_SAY_READY: Final = f'"$@" && echo ready >&{READY_PLACE}'
 RUNNER: Final = ("-m", "agent_runtime_sandbox")
 """What an interpreter is told, to be the runner."""
 
-LIMITS: Final = {"NOFILE": 4096, "CORE": 0, "FSIZE": 2 * 1024**3}
-"""Bounds of each process: open descriptors, bytes of a core dump, bytes of one file."""
-
 STAGE: Final = "/tmp"  # noqa: S108 - covered by a tmpfs in a mount namespace of its own
 """Where a root runtime's launcher gathers the sources of mounts; source n is at `STAGE/n`."""
 
@@ -61,6 +59,8 @@ _SENTENCES: Final = {
     launch_program.NO_STAGE: "The files that a sandbox needs could not be gathered for it.",
     launch_program.NO_IDENTITY: "The runtime is root but may not take another uid: give it CAP_SETUID and "
     "CAP_SETGID, or run it as an ordinary user.",
+    launch_program.NO_CGROUP: "The sandbox could not join its control groups.",
+    launch_program.NO_DISK: "The sandbox's own file system could not be mounted.",
 }
 
 
@@ -69,8 +69,9 @@ class Plan:
     """What to start, and as what.
 
     `places` maps a descriptor's number in the program to one of this process. `stage_sources` are
-    paths to gather before root is given up. `uid` None: stay who we are. `tells_inner`: the program
-    is bubblewrap, which tells its first process at `INFO_PLACE`.
+    paths to gather before root is given up; those that are no absolute paths are folders of the file
+    system in `disk`. `cgroups` are groups to join. `uid` None: stay who we are. `tells_inner`: the
+    program is bubblewrap, which tells its first process at `INFO_PLACE`.
     """
 
     argv: tuple[str, ...]
@@ -79,12 +80,14 @@ class Plan:
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
     stage_sources: tuple[str, ...] = ()
+    disk: Path | None = None
+    cgroups: tuple[str, ...] = ()
     uid: int | None = None
     tells_inner: bool = False
 
 
-def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec) -> tuple[str, ...]:
-    """The command line of a runner.
+def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec, *more: str) -> tuple[str, ...]:
+    """The command line of a runner; `more` are options of its provider's own.
 
     `-P -s`: neither the workspace nor the agent's home may slip a module into it.
     """
@@ -92,6 +95,8 @@ def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec) -> tupl
         *(python, "-P", "-s", *runner),
         *("--listen-fd", str(LISTEN_PLACE), "--journal-fd", str(JOURNAL_PLACE)),
         *("--orphan-timeout", f"{spec.orphan_timeout_s:g}"),
+        *(("--lifetime", f"{spec.needs.lifetime_s:g}") if spec.needs.lifetime_s is not None else ()),
+        *more,
         *(f"--ignore={name}" for name in spec.file_rules.ignore),
         *("--max-file-bytes", str(spec.file_rules.max_file_bytes)),
         *("--max-files", str(spec.file_rules.max_files)),
@@ -99,9 +104,14 @@ def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec) -> tupl
 
 
 class StartFailed(SandboxFault):
-    """The program did not come up. `complaint` is its own text: for the probe to read, not to show."""
+    """The program did not come up.
+
+    For the probe to read, not to show: `complaint` is its own text, `missing` is what the launcher could
+    not have (its exit code).
+    """
 
     complaint: str = ""
+    missing: int = 0
 
 
 Note = Callable[[ProcessMark, ProcessMark | None], None]
@@ -134,7 +144,9 @@ async def _follow(starter: Process, pipes: _Pipes, note: Note, *, tells_inner: b
     code = await starter.wait()
     keeper = ProcessMark.of(int(reported)) if reported.endswith(b"\n") else None
     if keeper is None:
-        raise StartFailed(_SENTENCES.get(code, "The sandbox could not be started."))
+        failure = StartFailed(_SENTENCES.get(code, "The sandbox could not be started."))
+        failure.missing = code
+        raise failure
     note(keeper, None if tells_inner else keeper)
     pipes.go.inlet.write(b"g")
     if tells_inner:
@@ -190,11 +202,18 @@ def _as_json(plan: Plan, places: Mapping[int, int], *, report: int, go: int) -> 
         "uid": plan.uid,
         "limits": dict(plan.limits),
         "places": dict(places),
-        "stage": {"folder": STAGE, "sources": plan.stage_sources} if plan.stage_sources else None,
+        "stage": _stage(plan) if plan.stage_sources else None,
+        "cgroups": plan.cgroups,
         "report_fd": report,
         "go_fd": go,
     }
     return json.dumps(told).encode()
+
+
+def _stage(plan: Plan) -> dict[str, object]:
+    folders = [source for source in plan.stage_sources if not source.startswith("/")]
+    disk = {"image": str(plan.disk), "folders": folders, "uid": plan.uid} if plan.disk is not None else None
+    return {"folder": STAGE, "sources": plan.stage_sources, "disk": disk}
 
 
 class _Pipe(NamedTuple):

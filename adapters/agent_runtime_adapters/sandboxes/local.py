@@ -1,15 +1,15 @@
-"""The local provider: bubblewrap, a seccomp filter and a network namespace of its own.
+"""The local provider: bubblewrap, a seccomp filter, a network namespace and control groups of its own.
 
 Sandboxes outlive the runtime and are found again by `list` and `attach`. A runtime that is root
-gives each sandbox a uid of its own and is never root when it runs bubblewrap; an ordinary user's
-sandboxes run as that user. What is inside is in `bubblewrap` and `toolchain`, how it is started in
-`launching`, how it is kept in `keeper`.
+gives each sandbox a uid and a disk of its own and is never root when it runs bubblewrap; an ordinary
+user's sandboxes run as that user. What is inside is in `bubblewrap` and `toolchain`, how it is started
+in `launching`, how it is kept in `keeper`, how it is bounded in `bounds`. Which of this can be had here
+is found by trying (`tiers`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 from contextlib import ExitStack
@@ -21,11 +21,12 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import bubblewrap, seccomp
+from agent_runtime_adapters.sandboxes.bounds import Bounds
 from agent_runtime_adapters.sandboxes.dependencies import DependencyStore, Tools
 from agent_runtime_adapters.sandboxes.descriptors import hold
-from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, no_snapshots, until_gone
+from agent_runtime_adapters.sandboxes.disk import IMAGE_NAME
+from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, Manner, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.launching import (
-    LIMITS,
     RUN_THEN_SAY_READY,
     RUNNER,
     SAY_READY_THEN_RUN,
@@ -33,21 +34,14 @@ from agent_runtime_adapters.sandboxes.launching import (
     Plan,
     interpreter,
 )
-from agent_runtime_adapters.sandboxes.probe import (
-    ISOLATION,
-    explain,
-    probe_spec,
-    unmet,
-    what_is_not_limited,
-)
+from agent_runtime_adapters.sandboxes.probe import probe_spec
 from agent_runtime_adapters.sandboxes.registry import Record
+from agent_runtime_adapters.sandboxes.tiers import Tier, find_best
 from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_toolchain
 from agent_runtime_sandbox import frames
 
 PROVIDER: Final = "local"
 IMPORT_THE_FRAMES: Final = ("-c", "import agent_runtime_sandbox.frames")
-PROCESSES_PER_UID: Final = 4096
-"""Threads count. Only where a sandbox has a uid of its own: the bound is shared by all that have it."""
 
 
 class LocalSandboxes:
@@ -57,11 +51,15 @@ class LocalSandboxes:
         root: a folder of this provider's own, on this machine; made when it is needed. Its path
             shows inside (in /proc/self/mountinfo): no secrets in it.
         runner: what the interpreter inside is told to run; tests put something smaller there.
+        tiers: those that may be used; the best that can be had is.
     """
 
-    def __init__(self, root: Path, *, runner: tuple[str, ...] = RUNNER) -> None:
+    def __init__(
+        self, root: Path, *, runner: tuple[str, ...] = RUNNER, tiers: tuple[Tier, ...] = tuple(Tier)
+    ) -> None:
         self._root = root
         self._runner = runner
+        self._tiers = tiers
         self._capabilities: Capabilities | None = None
         self._probing = asyncio.Lock()
         self._dependencies = DependencyStore(root / "dependencies", mounted=True)
@@ -76,7 +74,10 @@ class LocalSandboxes:
         """Run a real sandbox, once; say how to get what is missing."""
         async with self._probing:
             if self._capabilities is None:
-                self._capabilities = await self._try_one()
+                found = await find_best(self._tiers, self._attempt)
+                if found.tier is not None:
+                    self._keeper = Keeper(self._root, self._manner(found.tier, found.bounds, self._runner))
+                self._capabilities = found.capabilities(PROVIDER)
             return self._capabilities
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
@@ -108,25 +109,17 @@ class LocalSandboxes:
         """Sandboxes are init's children and go on; packages are installed no further."""
         await self._dependencies.close()
 
-    async def _try_one(self) -> Capabilities:
-        missing = unmet()
-        if missing is None:
-            missing = await self._attempt()
-        if missing is not None:
-            return Capabilities(PROVIDER, available=False, isolation=ISOLATION, reasons=(missing,))
-        return Capabilities(PROVIDER, available=True, isolation=ISOLATION, reasons=what_is_not_limited())
+    async def _attempt(self, tier: Tier, bounds: Bounds) -> None:
+        """Make a sandbox that does its work and ends. Raises `SandboxFault`."""
+        manner = self._manner(tier, bounds, IMPORT_THE_FRAMES, script=RUN_THEN_SAY_READY)
+        with probe_spec() as spec:
+            sandbox = await Keeper(self._root, manner).create(spec)
+            await sandbox.stop()
 
-    async def _attempt(self) -> str | None:
-        """Why a sandbox cannot be had; None where one was made and did its work."""
-        manner = _Bubblewrap(IMPORT_THE_FRAMES, self._dependencies, script=RUN_THEN_SAY_READY)
-        probing = Keeper(self._root, manner)
-        try:
-            with probe_spec() as spec:
-                sandbox = await probing.create(spec)
-                await sandbox.stop()
-        except SandboxFault as fault:
-            return explain(fault)
-        return None
+    def _manner(
+        self, tier: Tier, bounds: Bounds, runner: tuple[str, ...], *, script: str = SAY_READY_THEN_RUN
+    ) -> Manner:
+        return _Bubblewrap(runner, self._dependencies, script=script, isolation=tier.value, bounds=bounds)
 
 
 @dataclass(frozen=True)
@@ -137,8 +130,8 @@ class _Bubblewrap:
     dependencies: DependencyStore
     script: str = SAY_READY_THEN_RUN
     name: str = PROVIDER
-    isolation: str = ISOLATION
-    own_uid: bool = field(default_factory=lambda: os.geteuid() == 0)
+    isolation: str = Tier.BUBBLEWRAP.value
+    bounds: Bounds = field(default_factory=Bounds)
 
     def plan(self, job: Job, stack: ExitStack) -> Plan:
         """Everything inside, and the descriptors that carry it."""
@@ -149,23 +142,31 @@ class _Bubblewrap:
             *toolchain.mounts,
             *tools.mounts,
             gateway,
-            Mount(str(job.folder / "workspace"), bubblewrap.WORKSPACE, writable=True),
-            Mount(str(job.folder / "home"), bubblewrap.HOME, writable=True),
+            Mount(self._folder(job, "workspace"), bubblewrap.WORKSPACE, writable=True),
+            Mount(self._folder(job, "home"), bubblewrap.HOME, writable=True),
         ]
-        staged = tuple(mount.source for mount in mounts) if self.own_uid else ()
+        staged = tuple(mount.source for mount in mounts) if self.bounds.own_uid else ()
         if staged:
             mounts = [replace(mount, source=f"{STAGE}/{i}") for i, mount in enumerate(mounts)]
-        options = bubblewrap.arguments(mounts, _environment(toolchain, tools, gateway_path))
-        inside = interpreter(toolchain.python, self.runner, job.spec)
+        options = bubblewrap.arguments(
+            mounts, _environment(toolchain, tools, gateway_path), memory_bytes=job.resources.memory_bytes
+        )
+        watch = self.bounds.watched_disk(job.resources)
+        inside = interpreter(toolchain.python, self.runner, job.spec, *watch)
         return Plan(
             argv=bubblewrap.command(_program(), self.script, inside),
             cwd="/",
             places={**job.places, **_data_places(options, stack)},
-            limits={**LIMITS, "NPROC": PROCESSES_PER_UID} if self.own_uid else LIMITS,
+            limits=self.bounds.limits(job.resources),
             stage_sources=staged,
+            disk=job.folder / IMAGE_NAME if self.bounds.disks is not None else None,
             uid=job.record.uid,
             tells_inner=True,
         )
+
+    def _folder(self, job: Job, name: str) -> str:
+        """A folder of the sandbox's own disk, where it has one."""
+        return str(job.folder / name) if self.bounds.disks is None else name
 
     async def ask_to_end(self, record: Record, within_s: float) -> None:
         """The runner is the child of the sandbox's first process, which takes no signals itself."""

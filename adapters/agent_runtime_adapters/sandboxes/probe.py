@@ -1,12 +1,11 @@
 """Why a local sandbox cannot be had on a machine, in sentences that say how to get it.
 
-`local` runs a real sandbox and asks here what its failure means. Versions and settings are never
+`tiers` has a real sandbox run and asks here what its failure means. Versions and settings are never
 asked instead: only a sandbox that ran is proof.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sys
@@ -20,8 +19,6 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import SandboxSpec
 from agent_runtime_adapters.sandboxes import seccomp
 from agent_runtime_adapters.sandboxes.launching import StartFailed
-
-ISOLATION: Final = "bubblewrap+seccomp+netns"
 
 _INSTALL: Final = (
     "bubblewrap (`bwrap`) is not installed: `apt-get install bubblewrap`, or your system's own package."
@@ -65,6 +62,11 @@ def unmet() -> str | None:
     return None
 
 
+def namespaces_are_refused(fault: SandboxFault) -> bool:
+    """Whether a sandbox did not come up because there are no user namespaces for it."""
+    return explain(fault) in {_NAMESPACES, _PROC}
+
+
 def explain(fault: SandboxFault) -> str:
     """The sentence for a sandbox that did not come up. Its own words may name paths: they stay here."""
     complaint = fault.complaint if isinstance(fault, StartFailed) else ""
@@ -72,14 +74,6 @@ def explain(fault: SandboxFault) -> str:
         if part in complaint:
             return sentence
     return f"A sandbox was tried and did not run. {fault.detail}"
-
-
-def what_is_not_limited() -> tuple[str, ...]:
-    """What an isolation by namespaces and a filter does not bound."""
-    limits = "Memory, CPU and disk of a sandbox are not limited: that takes cgroups, which are not used."
-    if os.geteuid() != 0:
-        limits = "Memory, CPU, processes and disk of a sandbox are not limited: that takes cgroups and root."
-    return (limits, "The kernel is shared with the host.")
 
 
 @contextmanager

@@ -6,8 +6,9 @@
                        /journal        the runner writes it through a descriptor
                        /control.sock   the runner listens on it, through a descriptor
                        /runner.log     what the runner complains about
+                       /disk           workspace and home in a file system of their own, where they have one
 
-Only `workspace` and `home` are ever visible inside. A lock on the root makes taking an id and a uid
+Only workspace and home are ever visible inside. A lock on the root makes taking an id and a uid
 one step, also between runtimes that share the root. The root belongs to one machine. Nothing here
 starts or ends a process: that is for `keeper`.
 """
@@ -32,6 +33,7 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.frozen import Frozen
 from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import SandboxRef
+from agent_runtime_adapters.sandboxes.disk import IMAGE_NAME
 from agent_runtime_adapters.sandboxes.processes import ProcessMark, boot_id, owners
 
 FIRST_UID: Final = 200_001
@@ -47,9 +49,9 @@ class Record(Frozen):
     """What is kept of a sandbox. `keeper` is the process whose end is the end of all of it.
 
     `inner` is the sandbox's own first process, where there is one besides the keeper; it is absent
-    until the sandbox is up. `expires`: its life is over then. `uid` is absent where the sandbox runs as
-    the runtime's own user. `maker` is the process that creates it: what that leaves half made stays half
-    made.
+    until the sandbox is up. `uid` is absent where the sandbox runs as the runtime's own user. `maker`
+    is the process that creates it: what that leaves half made stays half made. `cgroups` are the groups
+    that it was given; `memory_bytes` is the bound that is enforced by them. At `expires` it ends.
     """
 
     sandbox_id: str
@@ -65,6 +67,9 @@ class Record(Frozen):
     maker: ProcessMark | None = None
     keeper: ProcessMark | None = None
     inner: ProcessMark | None = None
+    cgroups: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    expires: datetime | None = None
 
     @property
     def ref(self) -> SandboxRef:
@@ -113,7 +118,15 @@ class Registry:
         return self._root / sandbox_id
 
     def make(
-        self, sandbox_id: str, provider: str, isolation: str, spec: SandboxSpec, *, own_uid: bool
+        self,
+        sandbox_id: str,
+        provider: str,
+        isolation: str,
+        spec: SandboxSpec,
+        *,
+        own_uid: bool,
+        cgroups: tuple[str, ...] = (),
+        memory_bytes: int | None = None,
     ) -> Record:
         """Make a folder with its record; with `own_uid`, workspace and home belong to a uid of their own."""
         created, lifetime_s = datetime.now(UTC), spec.needs.lifetime_s
@@ -126,6 +139,8 @@ class Registry:
                 session_id=spec.session_id,
                 created=created,
                 expires=None if lifetime_s is None else created + timedelta(seconds=lifetime_s),
+                cgroups=cgroups,
+                memory_bytes=memory_bytes,
                 boot=boot_id(),
                 lane=spec.lane,
                 maker=ProcessMark.of(os.getpid()),
@@ -217,7 +232,7 @@ def _delete_unused(folder: Path) -> bool:
     try:
         for name in ("workspace", "home"):
             (folder / name).rmdir()
-        for name in ("record.json", "record.new", "journal", "control.sock", "runner.log"):
+        for name in ("record.json", "record.new", "journal", "control.sock", "runner.log", IMAGE_NAME):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
     except OSError:

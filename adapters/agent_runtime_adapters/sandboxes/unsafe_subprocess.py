@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import processes
+from agent_runtime_adapters.sandboxes.bounds import Bounds
 from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.launching import RUNNER, SAY_READY_THEN_RUN, Plan, interpreter
@@ -103,7 +104,7 @@ class _PlainProcess:
     dependencies: DependencyStore
     name: str = PROVIDER
     isolation: str = ISOLATION
-    own_uid: bool = False
+    bounds: Bounds = field(default_factory=Bounds)
 
     def plan(self, job: Job, stack: ExitStack) -> Plan:  # noqa: ARG002 - carries no descriptors
         """A clean environment, and folders of its own, which nothing keeps it to."""

@@ -85,7 +85,7 @@ class ScriptedChannel:
 
 
 class ScriptedSandbox:
-    """Implements `ports.Sandbox`. `stopped` counts how often it was told to end."""
+    """Implements `ports.Sandbox`. `stopped` counts how often it was told to end; `fate` is its mishap."""
 
     def __init__(
         self, sandbox_id: str, spec: SandboxSpec, provider: ScriptedSandboxes, script: Script, tasks: Tasks
@@ -95,6 +95,7 @@ class ScriptedSandbox:
         self.runner = ScriptedRunner(script, tasks.spawn)
         self.inbox: asyncio.Queue[Frame] = asyncio.Queue()
         self.stopped = 0
+        self.fate: SandboxFault | None = None
         self._ref = SandboxRef(
             sandbox_id=sandbox_id, provider="scripted", isolation="none", started_at=now(), lane=spec.lane
         )
@@ -130,6 +131,11 @@ class ScriptedSandbox:
     async def alive(self) -> bool:
         """Whether it lives."""
         return self._alive
+
+    async def mishap(self) -> SandboxFault | None:
+        """What `fate` says, once."""
+        fate, self.fate = self.fate, None
+        return fate
 
     async def assign(self, session_id: str) -> None:
         """It is this session's from now on. Raises `SandboxFault` (`sandbox_lost`)."""

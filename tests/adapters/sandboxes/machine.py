@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 from agent_runtime.ports import Sandbox
 from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from tests.seen_from_outside import devices_of, groups, is_empty, processes_of
 
 OBEDIENT = """
 import json, os, socket, subprocess, sys
@@ -51,22 +53,16 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be some
 
 @contextmanager
 def place() -> Iterator[Path]:
-    """A folder for sandboxes; in the end no process may have to do with it."""
+    """A folder for sandboxes; in the end no process, device or control group may have to do with it."""
+    before = groups()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "sandboxes"
         yield root
         assert processes_of(root) == []
-
-
-def processes_of(root: Path) -> list[int]:
-    """All processes that have to do with a folder: by a mount, or by their environment."""
-    sign = str(root).encode()
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [
-        pid
-        for pid in pids
-        if pid != os.getpid() and any(sign in _read(pid, name) for name in ("mountinfo", "environ"))
-    ]
+        deadline = time.monotonic() + 5  # the kernel gives back devices a moment after the last process
+        while left := [*devices_of(root), *filter(is_empty, groups() - before)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.01)
 
 
 def is_saying(pid: int, words: str) -> bool:

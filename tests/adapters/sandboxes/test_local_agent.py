@@ -14,6 +14,7 @@ from agent_runtime.testing.scripted_model import ScriptedModel
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_sandbox import frames
 from tests.adapters.sandboxes.machine import needs_local_sandboxes, place
+from tests.seen_from_outside import files_of
 
 LOOK = "id -un; pwd; env; python3 -c 'import sys; print(sys.path)'; echo x > made.txt"
 
@@ -32,7 +33,7 @@ async def test_the_agent_answers_and_uses_its_tools_inside() -> None:
                 channel = await sandbox.connect()
                 lines = await _one_turn(channel, endpoint.token)
                 await channel.close()
-                made = root / sandbox.ref.sandbox_id / "workspace" / "made.txt"
+                made = files_of(root / sandbox.ref.sandbox_id) / "made.txt"
                 assert made.read_text() == "x\n"
             finally:
                 await sandbox.stop()

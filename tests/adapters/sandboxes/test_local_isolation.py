@@ -11,6 +11,7 @@ from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime_adapters.sandboxes import seccomp
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from tests.adapters.sandboxes.machine import inside, needs_local_sandboxes, needs_root, place
+from tests.seen_from_outside import files_of
 
 pytestmark = needs_local_sandboxes
 
@@ -46,7 +47,7 @@ async def test_another_sandbox_is_not_there() -> None:
     with place() as root:
         async with inside(root) as victim, inside(root) as attacker:
             await victim.run("open('/workspace/secret', 'w').write('x'); print(0)")
-            secret = root / victim.sandbox.ref.sandbox_id / "workspace" / "secret"
+            secret = files_of(root / victim.sandbox.ref.sandbox_id) / "secret"
             assert secret.exists()
             assert not await attacker.run("print(json.dumps(os.path.exists(path)))", path=str(secret))
             assert await attacker.run("print(json.dumps(os.listdir('/workspace')))") == []
@@ -59,7 +60,7 @@ async def test_each_sandbox_has_a_user_of_its_own_and_none_is_root() -> None:
     with place() as root:
         async with inside(root) as first, inside(root) as second:
             owners = {
-                (root / attacker.sandbox.ref.sandbox_id / name).stat().st_uid
+                files_of(root / attacker.sandbox.ref.sandbox_id, name).stat().st_uid
                 for attacker in (first, second)
                 for name in ("workspace", "home")
             }
@@ -67,7 +68,7 @@ async def test_each_sandbox_has_a_user_of_its_own_and_none_is_root() -> None:
             assert min(owners) > 200_000
             for attacker in (first, second):
                 await attacker.run("open('/workspace/made', 'w'); print(0)")
-                made = root / attacker.sandbox.ref.sandbox_id / "workspace" / "made"
+                made = files_of(root / attacker.sandbox.ref.sandbox_id) / "made"
                 assert made.stat().st_uid == made.parent.stat().st_uid
 
 
@@ -353,7 +354,7 @@ print(json.dumps([size("/tmp"), size("/dev/shm"), *[resource.getrlimit(getattr(r
     for n in ("NOFILE", "CORE", "FSIZE")]]))
 """
             )
-            assert sizes == [512 * 1024**2, 64 * 1024**2, 4096, 0, 2 * 1024**3]
+            assert sizes == [1024**3, 512 * 1024**2, 4096, 0, 2 * 1024**3]
 
 
 def _own_addresses() -> set[str]:
