@@ -69,7 +69,6 @@ class Record(Frozen):
     inner: ProcessMark | None = None
     cgroups: tuple[str, ...] = ()
     memory_bytes: int | None = None
-    expires: datetime | None = None
 
     @property
     def ref(self) -> SandboxRef:
