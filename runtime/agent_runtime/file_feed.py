@@ -63,6 +63,8 @@ class FileFeed:
         if report is None or not (report.file.path in self._recorder.files or self._has_room()):
             _log.warning("file_report_refused", session_id=self._recorder.session_id)
             return
+        if report.file.path in self._recorder.restoring:
+            return
         self._unread.pop(report.file.path, None)  # whatever is being read of it now comes too late
         if report.change == "deleted":
             self._recorder.file_changed(report.file, deleted=True)

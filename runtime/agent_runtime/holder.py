@@ -20,9 +20,10 @@ import structlog
 
 from agent_runtime import moves
 from agent_runtime.attachment import Attachment, turn_error
+from agent_runtime.clock import now
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import WorkspaceRestored
-from agent_runtime.idle import watch_idleness
+from agent_runtime.idle import watch_idleness, watch_lifetime
 from agent_runtime.machine import Machine
 from agent_runtime.needs import Egress
 from agent_runtime.profile import AgentProfile
@@ -31,7 +32,16 @@ from agent_runtime.records import Phase, SandboxStatus, TurnError
 from agent_runtime.runner_feed import UNEXPECTED, AgentGone, Heard, RunnerFeed
 from agent_runtime.runner_link import Greeting, RunnerLink
 from agent_runtime.tasks import unhindered
-from agent_runtime.wake import Awake, Surroundings, find, give_up, rouse, wake, what_was_lost
+from agent_runtime.wake import (
+    Awake,
+    Surroundings,
+    find,
+    forget_snapshot,
+    give_up,
+    rouse,
+    wake,
+    what_was_lost,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -43,8 +53,14 @@ _MISHAPS: Final = frozenset({"sandbox_out_of_memory", "sandbox_out_of_disk", "sa
 _OF_NO_USE: Final = frozenset({"sandbox_lost", "sandbox_timeout"}) | _MISHAPS
 _FIND_AGAIN_S: Final = (0.2, 1.0, 3.0)
 """Pauses before a sandbox is tried again that could not be reached, and may live: its agent works."""
+_SNAPSHOT_S: Final = 120.0
+"""For a provider to keep a sandbox's files; without it they come back from the store."""
 _CATCH_UP_S: Final = 10.0
 """For what a runner said while nobody listened to be read; a whole journal takes about two."""
+
+_EXPIRED: Final = TurnError(
+    code="sandbox_expired", message="The sandbox came to the end of its lifetime.", retryable=True
+)
 
 Spawn = Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -141,13 +157,14 @@ class Holder:
         """From here on the record leads to the sandbox; before, whoever starts anew ends it as a leftover."""
         assert self.attached is not None
         record = self._recorder.record
-        before = record.last_sandbox_id
+        before, snapshot = record.last_sandbox_id, record.snapshot
         ref = awake.link.sandbox.ref
         await self._recorder.update_record(
             sandbox=ref,
             checkpoint=self.attached.feed.beginning(),
             agent_options=awake.options,
             last_sandbox_id=ref.sandbox_id,
+            snapshot=None,
             restart_count=record.restart_count + (before is not None),
             untold=what_was_lost(awake, record.untold, self.mishap) if before is not None else None,
         )
@@ -157,6 +174,8 @@ class Holder:
                 from_sandbox_id=before, restored_files=awake.restored, lost_paths=awake.lost or None
             )
             await self._recorder.publish([restored])
+        if snapshot is not None:
+            self.spawn("forget", forget_snapshot(self._around.sandboxes, snapshot))
 
     async def _woken(self, attempt: int, awake: Awake) -> TurnError | None:
         """Go on, or say why the sandbox is of no use after all."""
@@ -278,10 +297,17 @@ class Holder:
                 ),
             )
         )
+        if (expires_at := link.sandbox.expires_at) is not None:
+            started_at = link.sandbox.ref.started_at
+            aging = watch_lifetime(self._machine, feed, started_at=started_at, expires_at=expires_at)
+            attached.tasks.append(self.spawn("lifetime", aging))
         return attached
 
     async def _listen(self, attached: Attachment) -> None:
         error = await attached.listen()
+        expires_at = attached.link.sandbox.expires_at
+        if error.code == "sandbox_lost" and expires_at is not None and now() >= expires_at:
+            error = attached.lost = _EXPIRED
         if attached is self.attached:  # else we left it ourselves
             self._note_mishap(error)
             self._recorder.speak()
@@ -313,6 +339,23 @@ class Holder:
             self.mishap = error
 
     # Letting go.
+
+    async def keep_files(self) -> dict[str, Any]:
+        """Keep the sandbox's files beyond its end, where that is offered, as a change of the record.
+
+        Without it nothing of the session is lost that it promises to keep: the store has that.
+        """
+        attached = self.attached
+        if attached is None or attached.lost is not None:
+            return {}
+        try:
+            async with asyncio.timeout(_SNAPSHOT_S):
+                return {"snapshot": await attached.link.sandbox.snapshot()}
+        except (RuntimeFault, TimeoutError) as fault:
+            code = fault.code if isinstance(fault, RuntimeFault) else "sandbox_timeout"
+            if code != "unsupported":
+                _log.warning("no_snapshot", session_id=self._session_id, code=code)
+            return {}
 
     async def let_go(self) -> None:
         """End the sandbox, if there is one, and its way out. Idempotent."""

@@ -38,6 +38,7 @@ from agent_runtime.moves import (
     InterruptWanted,
     MessageAccepted,
     PrewarmWanted,
+    SandboxAging,
     SandboxIdle,
     SandboxLost,
     Steer,
@@ -60,7 +61,8 @@ class State:
     `turn` is the one under way; `queue` holds accepted turns in order; `interrupting` says that
     the turn under way was asked to end, `autonomous` that the agent began it by itself. `again` is a
     turn that had begun when its sandbox died, before the agent did anything for it: it is tried once
-    more, and does not begin twice. `attempt` counts wakes, so that the late answer of one that was
+    more, and does not begin twice. `leaving`: its sandbox will not live for long any more, and is left
+    when the turn under way is over. `attempt` counts wakes, so that the late answer of one that was
     given up is known for what it is.
     """
 
@@ -69,6 +71,7 @@ class State:
     queue: tuple[str, ...] = ()
     interrupting: bool = False
     autonomous: bool = False
+    leaving: bool = False
     again: str | None = None
     attempt: int = 0
 
@@ -96,7 +99,7 @@ def step(state: State, given: Input) -> Step:
 def check(state: State) -> None:
     """What holds after every step. Raises AssertionError."""
     assert (state.turn is not None) == (state.phase is Phase.RUNNING)
-    assert state.turn is not None or not (state.interrupting or state.autonomous)
+    assert state.turn is not None or not (state.interrupting or state.autonomous or state.leaving)
     assert len(set(state.queue)) == len(state.queue)
     assert state.turn not in state.queue
     assert not (state.queue and state.phase in _WITHOUT_QUEUE)
@@ -178,7 +181,12 @@ def _run(state: State, given: MessageAccepted) -> Step:
 
 
 def _next(state: State, *, announce_queue: bool = True) -> Step:
-    """With a living agent and no turn under way: begin the next one, or rest."""
+    """With a living agent and no turn under way: begin the next one, or rest; or leave an old sandbox.
+
+    Who waits then goes on waiting: the next sandbox is woken for them.
+    """
+    if state.leaving:
+        return _stopping(state), (AnnounceStatus(), StopSandbox(keep=True))
     if not state.queue:
         return replace(state, phase=Phase.READY, turn=None, interrupting=False), (AnnounceStatus(),)
     turn, *rest = state.queue
@@ -267,7 +275,9 @@ def _stop(state: State, given: StopWanted) -> Step:
 
 
 def _stopping(state: State) -> State:
-    return replace(state, phase=Phase.STOPPING, turn=None, interrupting=False, autonomous=False)
+    return replace(
+        state, phase=Phase.STOPPING, turn=None, interrupting=False, autonomous=False, leaving=False
+    )
 
 
 def _stop_more(state: State, given: StopWanted) -> Step:
@@ -320,7 +330,12 @@ def _hibernate(state: State, _: Input) -> Step:
 
 
 def _put_away(state: State, _: Input) -> Step:
-    return replace(state, phase=Phase.STOPPING), (AnnounceStatus(), StopSandbox())
+    return replace(state, phase=Phase.STOPPING), (AnnounceStatus(), StopSandbox(keep=True))
+
+
+def _leave_after_turn(state: State, _: Input) -> Step:
+    """Nothing is cut off: there is time until the sandbox ends by itself."""
+    return replace(state, leaving=True), ()
 
 
 _Move: TypeAlias = Callable[[State, Any], Step]
@@ -332,6 +347,7 @@ _EVERYWHERE: Final[dict[type, _Move]] = {
     InterruptWanted: _withdraw,
     InterruptExpired: _stay,
     PrewarmWanted: _stay,
+    SandboxAging: _stay,
     SandboxIdle: _stay,
     SandboxLost: _stay,
     Steered: _stay,
@@ -355,6 +371,7 @@ _TABLE: Final[dict[Phase, dict[type, _Move]]] = {
         AgentBegan: _agent_began,
         InterruptWanted: _hush,
         AgentIdle: _hibernate,
+        SandboxAging: _put_away,
         SandboxIdle: _put_away,
         StopWanted: _stop,
         SandboxLost: _lost,
@@ -362,6 +379,7 @@ _TABLE: Final[dict[Phase, dict[type, _Move]]] = {
     Phase.HIBERNATED: {
         MessageAccepted: _wake_for_message,
         PrewarmWanted: _wake,
+        SandboxAging: _put_away,
         SandboxIdle: _put_away,
         StopWanted: _stop,
         SandboxLost: _lost,
@@ -370,6 +388,7 @@ _TABLE: Final[dict[Phase, dict[type, _Move]]] = {
         MessageAccepted: _join,
         Steered: _steered,
         AgentRested: _agent_rested,
+        SandboxAging: _leave_after_turn,
         InterruptWanted: _interrupt,
         InterruptExpired: _interrupt_expired,
         StopWanted: _stop,

@@ -45,7 +45,7 @@ from agent_runtime.records import (
 )
 from agent_runtime.session import AgentSession, SendReceipt, WhenBusy
 from agent_runtime.takeover import Takeover
-from agent_runtime.wake import end_sandbox
+from agent_runtime.wake import end_sandbox, forget_snapshot
 from agent_runtime.workspace import check_tree, file_of, safe_path
 
 _log = structlog.get_logger(__name__)
@@ -217,6 +217,9 @@ class SessionManager:
                 await self._loaded.unload(session, None)
             elif record.sandbox is not None:  # it is still to be taken up
                 await end_sandbox(self._config.sandboxes, record.sandbox)
+            last = session.recorder.record if session is not None else record
+            if last.snapshot is not None:
+                await forget_snapshot(self._config.sandboxes, last.snapshot)
             await self.log.drop(session_id)
         self._changes.tell(principal.owner, SessionChange("deleted", session_id, None))
 

@@ -128,6 +128,11 @@ class SandboxIdle:
     """The sandbox has had nothing to do for long."""
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxAging:
+    """The sandbox has lived for most of its lifetime; its provider will end it soon."""
+
+
 Input: TypeAlias = (
     MessageAccepted
     | Steered
@@ -144,6 +149,7 @@ Input: TypeAlias = (
     | SandboxLost
     | AgentIdle
     | SandboxIdle
+    | SandboxAging
 )
 
 # What the shell is asked to do, in order.
@@ -216,7 +222,13 @@ class EndUnbegun:
 
 @dataclass(frozen=True, slots=True)
 class StopSandbox:
-    """Sync where that is still possible, end the sandbox; answered by `Stopped`."""
+    """Sync where that is still possible, end the sandbox; answered by `Stopped`.
+
+    `keep`: its files are to be there again in the next one, also those that no store holds, where the
+    provider offers that.
+    """
+
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

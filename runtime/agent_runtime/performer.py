@@ -279,7 +279,9 @@ class Performer:
         self._on_change(self.shown())
 
     async def _end_turn(self, effect: moves.EndTurn) -> None:
-        everything = self.machine.state.phase not in WITH_AGENT
+        # What works in the background outlives a turn that the agent ended itself.
+        by_itself = effect.report.status is TurnStatus.COMPLETED
+        everything = self.machine.state.phase not in WITH_AGENT and not by_itself
         attached = self.holder.attached
         if attached is not None:
             await attached.feed.quiet()
@@ -308,14 +310,15 @@ class Performer:
         except SandboxFault as fault:
             self.machine.feed(moves.SandboxLost(turn_error(fault)))
 
-    async def _stop_sandbox(self, _: object = None) -> None:
+    async def _stop_sandbox(self, effect: moves.StopSandbox | None = None) -> None:
         """Nothing ends before what is in it is durable, however long the store takes."""
         if self.holder.attached is not None:
             await self.holder.attached.say_goodbye()
         await self._turns.close_open(TurnStatus.CANCELLED, everything=True)
         await self._recorder.flush()
-        if self._recorder.record.sandbox is not None:
-            await self._recorder.update_record(sandbox=None, checkpoint=None)
+        kept = await self.holder.keep_files() if effect is not None and effect.keep else {}
+        if kept or self._recorder.record.sandbox is not None:
+            await self._recorder.update_record(sandbox=None, checkpoint=None, **kept)
         await self.holder.let_go()
         await self._recorder.flush()
         if self.machine.state.phase is Phase.STOPPING:

@@ -48,7 +48,8 @@ class Recorder:
     `fault` says why while a write is being repeated because the store does not take it; `full` while
     so much waits to be saved that no more should be brought in, and `relieved` is called when that
     changes. While `silent`, events are folded and not appended: they were told before, to a log that
-    is no more.
+    is no more. `restoring` are files that are just being put back: whatever a sandbox reports of them then,
+    the store is right.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Recorder:
         self.record = record
         self.conversation = conversation
         self.files = {file.path: file for file in files}
+        self.restoring: frozenset[str] = frozenset()
         self.fault: PersistenceFault | None = None
         self.silent = False
         self.relieved: Callable[[], None] = lambda: None

@@ -105,8 +105,9 @@ class SessionRecord(Frozen):
 
     `usage` and `cost_usd` are running totals as the agent last reported them. `sandbox` is there
     while one lives, with the `checkpoint` to go on from; `last_sandbox_id` and `restart_count` remember
-    those that went before. `untold` is what the agent is still to be told with the next message,
-    `agent_options` are the session options that its process has been given.
+    those that went before. `snapshot` keeps the files of the last one until the next is there; what
+    the store should hold is never in it alone. `untold` is what the agent is still to be told with the
+    next message, `agent_options` are the session options that its process has been given.
     """
 
     session_id: str
@@ -122,6 +123,7 @@ class SessionRecord(Frozen):
     agent_session_id: str | None = None
     sandbox: SandboxRef | None = None
     checkpoint: Checkpoint | None = None
+    snapshot: SandboxSnapshot | None = None
     untold: str | None = None
     agent_options: dict[str, Any] | None = None
     last_sandbox_id: str | None = None

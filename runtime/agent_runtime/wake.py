@@ -11,8 +11,9 @@ wake is given up, nothing of the attempt is left. What happens afterwards is the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -31,16 +32,18 @@ from agent_runtime.ports import (
 )
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import SandboxRef, SessionRecord, TurnError
+from agent_runtime.records import SandboxRef, SandboxSnapshot, SessionRecord, TurnError, WorkspaceFile
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.tasks import unhindered
-from agent_runtime.workspace import content_of
+from agent_runtime.workspace import content_of, shown_path
 from agent_runtime_sandbox.frames import encode
 
 _log = structlog.get_logger(__name__)
 
 _CUTS: Final = 3
 """Connections to a living sandbox that may break before its runner has greeted; its agent is at work."""
+_FOR_A_SNAPSHOT: Final = 0.5
+"""The part of a wake's time after which one that does not come back is given up, and the store serves."""
 _PATHS_TOLD: Final = 20
 _ENTRIES_AT_ONCE: Final = 200
 _ENTRY_BYTES_AT_ONCE: Final = 4 * 1024 * 1024
@@ -77,13 +80,17 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Awake:
-    """What a wake leads to: files put back and lost, folders that are not kept, the agent's options."""
+    """What a wake leads to: files put back and lost, folders that are not kept, the agent's options.
+
+    `whole`: the sandbox began with all files of the one before, also those in such folders.
+    """
 
     link: RunnerLink
     restored: int
     lost: tuple[str, ...]
     ignored: tuple[str, ...]
     options: dict[str, Any]
+    whole: bool = False
 
 
 async def wake(
@@ -95,34 +102,49 @@ async def wake(
     is stopped and the gateway closed before this returns.
     """
     session_id = recorder.session_id
-    rules = profile.rules(around.file_rules)
     sandbox: Sandbox | None = None
     link: RunnerLink | None = None
     try:
         await recorder.flush()  # what an earlier sandbox told is part of what is restored
-        needs = profile.sandbox.within(around.resources)
-        endpoint = await around.gateway.open(session_id, egress=needs.egress)
         await say("Starting the sandbox")
-        sandbox = await around.sandboxes.create(
-            SandboxSpec(
-                session_id=session_id,
-                runtime_id=around.runtime_id,
-                gateway_socket=endpoint.socket,
-                orphan_timeout_s=around.orphan_timeout_s,
-                file_rules=rules,
-                needs=needs,
-                secrets=_secrets(needs, around),
-                labels={"profile": profile.profile_id},
-            )
-        )
+        sandbox, whole = await _sandbox(recorder, profile, around)
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
+        recorder.restoring = frozenset(recorder.files if whole else ())
         read(link)
-        restored, lost = await _restore_files(recorder, around, link, say)
+        there = await _files_inside(link) if whole else {}
+        restored, lost = await _restore_files(recorder, around, link, say, there)
+        recorder.restoring = frozenset()
         options = await _start_agent(recorder, profile, around, link, say)
     except BaseException:
+        recorder.restoring = frozenset()
         await unhindered(_leave_nothing(session_id, sandbox, link, around))
         raise
-    return Awake(link, restored, lost, rules.ignore, options)
+    ignored = profile.rules(around.file_rules).ignore
+    return Awake(link, restored, lost, ignored, options, whole=whole)
+
+
+async def _sandbox(recorder: Recorder, profile: AgentProfile, around: Surroundings) -> tuple[Sandbox, bool]:
+    """A sandbox that nobody else has, and whether it began with the files of the session's last one."""
+    needs = profile.sandbox.within(around.resources)
+    endpoint = await around.gateway.open(recorder.session_id, egress=needs.egress)
+    spec = SandboxSpec(
+        session_id=recorder.session_id,
+        runtime_id=around.runtime_id,
+        gateway_socket=endpoint.socket,
+        orphan_timeout_s=around.orphan_timeout_s,
+        file_rules=profile.rules(around.file_rules),
+        needs=needs,
+        secrets=_secrets(needs, around),
+        labels={"profile": profile.profile_id},
+    )
+    if (snapshot := recorder.record.snapshot) is not None:
+        try:
+            async with asyncio.timeout(around.wake_timeout_s * _FOR_A_SNAPSHOT):
+                return await around.sandboxes.create(replace(spec, snapshot=snapshot)), True
+        except (SandboxFault, TimeoutError) as fault:  # the store has what must not be lost
+            code = fault.code if isinstance(fault, SandboxFault) else "sandbox_timeout"
+            _log.warning("snapshot_not_restored", session_id=recorder.session_id, code=code)
+    return await around.sandboxes.create(spec), False
 
 
 async def rouse(
@@ -175,6 +197,14 @@ async def end_sandbox(sandboxes: SandboxProvider, ref: SandboxRef) -> None:
             _log.warning("sandbox_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
 
 
+async def forget_snapshot(sandboxes: SandboxProvider, snapshot: SandboxSnapshot) -> None:
+    """Have a snapshot removed that nobody needs any more. Raises no `RuntimeFault`."""
+    try:
+        await sandboxes.forget(snapshot)
+    except RuntimeFault as fault:
+        _log.warning("snapshot_not_forgotten", snapshot_id=snapshot.snapshot_id, code=fault.code)
+
+
 async def _start_agent(
     recorder: Recorder, profile: AgentProfile, around: Surroundings, link: RunnerLink, say: Say
 ) -> dict[str, Any]:
@@ -214,28 +244,50 @@ def what_was_lost(awake: Awake, untold: str | None, mishap: TurnError | None = N
         "<system-reminder>",
         "Your sandbox was replaced by a new one since the last message.",
         *([f"This is why the last one ended: {mishap.message}"] if mishap is not None else []),
-        f"{awake.restored} files of the workspace were put back as they were last saved.",
-        "Running processes are gone, and so is whatever was outside of the workspace, or in folders of it",
-        f"that are not saved ({', '.join(awake.ignored)}). Make again what you need.",
+        *_what_is_there(awake),
         *(["These files could not be put back:", *lost] if lost else []),
         "</system-reminder>",
     ]
     return "\n".join(told)
 
 
+def _what_is_there(awake: Awake) -> tuple[str, ...]:
+    if awake.whole:
+        return ("Its files are as they were, but running processes are gone.",)
+    return (
+        f"{awake.restored} files of the workspace were put back as they were last saved.",
+        "Running processes are gone, and so is whatever was outside of the workspace, or in folders of it",
+        f"that are not saved ({', '.join(awake.ignored)}). Make again what you need.",
+    )
+
+
+async def _files_inside(link: RunnerLink) -> dict[str, str | None]:
+    """The SHA-256 of each file that is there, by path; None where it is not known."""
+    await link.command("sync")
+    told = await link.command("list")
+    files = told.get("files") if isinstance(told, dict) else None
+    found: dict[str, str | None] = {}
+    for each in files if isinstance(files, list) else ():
+        if isinstance(each, dict) and isinstance(path := each.get("path"), str):
+            sha256 = each.get("sha256")
+            found[shown_path(path)] = sha256 if isinstance(sha256, str) else None
+    return found
+
+
 async def _restore_files(
-    recorder: Recorder, around: Surroundings, link: RunnerLink, say: Say
+    recorder: Recorder, around: Surroundings, link: RunnerLink, say: Say, there: Mapping[str, str | None]
 ) -> tuple[int, tuple[str, ...]]:
-    """Put the files back; how many, and which ones could not be.
+    """Put those files back that are not `there` as they were; how many are, and which could not be put back.
 
     What was kept without its content is gone with the old sandbox, so it leaves the manifest too.
     """
     session_id, store, patience_s = recorder.session_id, around.persistence, around.wake_timeout_s / 2
     manifest = await recorder.read(lambda: store.load_manifest(session_id), patience_s)
-    if manifest:
-        await say(f"Writing {len(manifest)} files")
+    missing = [known for known in manifest if not _is_there(known, there)]
+    if missing:
+        await say(f"Writing {len(missing)} files")
     lost: list[str] = []
-    for known in manifest:
+    for known in missing:
         file = await recorder.read(partial(store.load_file, session_id, known.path), patience_s)
         if file is None:
             continue
@@ -252,6 +304,11 @@ async def _restore_files(
             _log.warning("file_not_restored", session_id=session_id, detail=fault.detail)
             lost.append(file.path)
     return len(manifest) - len(lost), tuple(lost)
+
+
+def _is_there(known: WorkspaceFile, there: Mapping[str, str | None]) -> bool:
+    """What is kept without its content is there as well as can be told, where it is there at all."""
+    return known.path in there and (known.omitted is not None or there[known.path] == known.sha256)
 
 
 async def _restore_transcript(recorder: Recorder, around: Surroundings, link: RunnerLink) -> str | None:

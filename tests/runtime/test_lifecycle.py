@@ -29,6 +29,7 @@ from agent_runtime.moves import (
     InterruptWanted,
     MessageAccepted,
     PrewarmWanted,
+    SandboxAging,
     SandboxIdle,
     SandboxLost,
     Steer,
@@ -334,10 +335,41 @@ def test_at_rest_an_interrupt_reaches_what_works_in_the_background() -> None:
 def test_an_idle_agent_ends_and_its_sandbox_stays_until_that_is_idle_too() -> None:
     state, effects = step(State(phase=Phase.READY), AgentIdle())
     assert (state.phase, effects) == (Phase.HIBERNATED, (EndAgent(), AnnounceStatus()))
-    assert step(state, SandboxIdle())[1] == (AnnounceStatus(), StopSandbox())
+    assert step(state, SandboxIdle())[1] == (AnnounceStatus(), StopSandbox(keep=True))
     state, effects = step(state, MessageAccepted("t"))
     assert (state.phase, state.queue) == (Phase.WAKING, ("t",))
     assert Wake(1) in effects
+
+
+# Sandboxes that will not live for long any more.
+
+
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.HIBERNATED])
+def test_an_old_sandbox_in_which_nothing_happens_is_left_at_once(phase: Phase) -> None:
+    state, effects = step(State(phase=phase), SandboxAging())
+    assert (state.phase, effects) == (Phase.STOPPING, (AnnounceStatus(), StopSandbox(keep=True)))
+    assert step(state, Stopped()) == (State(), (AnnounceStatus(),))
+
+
+def test_a_turn_under_way_ends_before_its_sandbox_is_left_and_who_waits_comes_next() -> None:
+    state, effects = step(State(phase=Phase.RUNNING, turn="a", queue=("b",), attempt=1), SandboxAging())
+    assert (state.turn, state.queue, effects) == ("a", ("b",), ())
+    assert step(state, SandboxAging()) == (state, ())
+    state, effects = step(state, MessageAccepted("c"))
+    assert effects == (QUEUE,)
+    state, effects = step(state, AgentRested(COMPLETED))
+    assert effects == (EndTurn("a", COMPLETED), STATUS, StopSandbox(keep=True))
+    assert (state.phase, state.queue) == (Phase.STOPPING, ("b", "c"))
+    state, effects = step(state, Stopped())
+    assert effects == (STATUS, Wake(2))
+    assert step(state, Woken(2))[1] == (QUEUE, STATUS, BeginTurn("b"), Deliver("b"))
+
+
+def test_a_turn_that_outlives_its_sandbox_fails_as_with_any_that_is_lost() -> None:
+    state, _ = step(State(phase=Phase.RUNNING, turn="a"), SandboxAging())
+    state, effects = step(state, SandboxLost(LOST))
+    assert effects == (EndTurn("a", failed(LOST)), STATUS, StopSandbox())
+    assert not state.leaving
 
 
 def test_the_page_shows_the_table() -> None:
@@ -463,6 +495,7 @@ class Shell:
             10: AgentRested(AgentTurnEnded(TurnStatus.CANCELLED, message_ids=(known,))),
             11: AgentIdle(),
             12: SandboxIdle(),
+            13: SandboxAging(),
         }
         if choice == len(inputs) and self.sandbox:
             return SandboxLost(LOST, untouched=well)
@@ -485,7 +518,7 @@ class Shell:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 15), st.booleans(), st.integers(0, 30)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 16), st.booleans(), st.integers(0, 30)), max_size=60))
 def test_whatever_happens_every_message_is_answered_once(walk: list[tuple[int, bool, int]]) -> None:
     shell = Shell()
     for choice, well, number in walk:

@@ -93,10 +93,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(script: Script = echo, **options: Any) -> AsyncIterator[World]:
+async def world(script: Script = echo, *, snapshots: bool = False, **options: Any) -> AsyncIterator[World]:
     """A fresh world; in the end nothing may be left of it."""
     async with (
-        ScriptedSandboxes(script) as sandboxes,
+        ScriptedSandboxes(script, snapshots=snapshots) as sandboxes,
         runtime(sandboxes, MemoryPersistence(), **options) as made,
     ):
         yield made
@@ -122,14 +122,18 @@ async def runtime(
     before = asyncio.all_tasks()
     faulty, gateway = FaultyPersistence(store), NoGateway()
     log = SlowLog(max_bytes_per_session=64 * 1024 * 1024)
-    settings: dict[str, Any] = {"sync_interval_s": 0.01, "interrupt_grace_s": 5.0, "wake_timeout_s": 5.0}
+    settings: dict[str, Any] = {
+        "sync_interval_s": 0.01,
+        "interrupt_grace_s": 5.0,
+        "wake_timeout_s": 5.0,
+        "profiles": [PROFILE],
+    }
     config = RuntimeConfig(
         persistence=faulty,
         sandboxes=sandboxes,
         agents=[ScriptedAgent()],
         gateway=gateway,
         log=log,
-        profiles=[PROFILE],
         **settings | options,
     )
     manager = SessionManager(config)

@@ -229,6 +229,10 @@ class ScriptedRunner:
             self.pass_on({"k": "chunk", "id": frame["id"], "data": data, "last": False})
         return _facts(content)
 
+    def list(self, _: Frame) -> dict[str, Any]:
+        """Tell of all files."""
+        return {"files": [{"path": path, **_facts(content)} for path, content in self.files.items()]}
+
     def write(self, frame: Frame) -> dict[str, Any]:
         """Take a piece of a file."""
         before = self.files.get(frame["path"], b"") if frame["append"] else b""
@@ -251,6 +255,7 @@ _COMMANDS: Final[dict[str, Callable[[ScriptedRunner, Frame], dict[str, Any]]]] =
     "message": ScriptedRunner.message,
     "interrupt": ScriptedRunner.interrupt,
     "transcript": ScriptedRunner.remember,
+    "list": ScriptedRunner.list,
     "read": ScriptedRunner.read,
     "write": ScriptedRunner.write,
     "close": ScriptedRunner.close,

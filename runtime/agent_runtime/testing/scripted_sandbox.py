@@ -108,7 +108,8 @@ class ScriptedSandbox:
             self._expires_at = self._ref.started_at + timedelta(seconds=spec.needs.lifetime_s)
             self._tasks.append(tasks.spawn(self._end_after(spec.needs.lifetime_s)))
         if spec.snapshot is not None:
-            self.runner.files = dict(provider.kept[spec.snapshot.snapshot_id])
+            for path, content in provider.kept[spec.snapshot.snapshot_id].items():
+                self.runner.change(path, content)  # as a watcher does that meets them for the first time
 
     @property
     def ref(self) -> SandboxRef:
