@@ -16,7 +16,6 @@ BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
 """What `now` says when such a loop begins."""
 _CLOCKS = (
     "agent_runtime.idle.now",
-    "agent_runtime.holder.now",
     "agent_runtime.takeover.now",
     "agent_runtime.testing.scripted_sandbox.now",
 )

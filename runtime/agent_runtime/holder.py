@@ -20,7 +20,6 @@ import structlog
 
 from agent_runtime import moves
 from agent_runtime.attachment import Attachment, turn_error
-from agent_runtime.clock import now
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import WorkspaceRestored
 from agent_runtime.idle import watch_idleness, watch_lifetime
@@ -57,10 +56,6 @@ _SNAPSHOT_S: Final = 120.0
 """For a provider to keep a sandbox's files; without it they come back from the store."""
 _CATCH_UP_S: Final = 10.0
 """For what a runner said while nobody listened to be read; a whole journal takes about two."""
-
-_EXPIRED: Final = TurnError(
-    code="sandbox_expired", message="The sandbox came to the end of its lifetime.", retryable=True
-)
 
 Spawn = Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -305,9 +300,6 @@ class Holder:
 
     async def _listen(self, attached: Attachment) -> None:
         error = await attached.listen()
-        expires_at = attached.link.sandbox.expires_at
-        if error.code == "sandbox_lost" and expires_at is not None and now() >= expires_at:
-            error = attached.lost = _EXPIRED
         if attached is self.attached:  # else we left it ourselves
             self._note_mishap(error)
             self._recorder.speak()

@@ -190,6 +190,7 @@ class ScriptedSandbox:
 
     async def _end_after(self, lifetime_s: float) -> None:
         await asyncio.sleep(lifetime_s)
+        self.fate = SandboxFault("The sandbox reached the end of its lifetime.", code="sandbox_expired")
         self.die()
 
     async def _end_when_orphaned(self) -> None:
