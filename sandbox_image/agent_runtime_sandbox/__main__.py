@@ -17,6 +17,7 @@ from pathlib import Path
 from agent_runtime_sandbox import frames, process
 from agent_runtime_sandbox.drivers import Places
 from agent_runtime_sandbox.manifest import Rules
+from agent_runtime_sandbox.relay import Relay
 from agent_runtime_sandbox.runner import Runner, Settings
 
 
@@ -32,6 +33,7 @@ def main() -> int:
         preload=options.preload,
         lifetime_s=options.lifetime,
         disk_bytes=options.disk_bytes,
+        relay=_relay(options),
     )
     try:
         with _listener(options) as listener:
@@ -61,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-file-bytes", type=int, default=2**25, metavar="N", help="read no larger file")
     parser.add_argument("--max-files", type=int, default=100_000, metavar="N", help="report no more files")
+    parser.add_argument("--relay", type=int, metavar="PORT", help="a TCP address for the gateway; 0: any")
+    parser.add_argument("--proxy", action="store_true", help="tell tools to leave by the relay")
     parser.add_argument("--preload", default="claude", metavar="DRIVER", help="import it early; empty: none")
     return parser
 
@@ -72,6 +76,16 @@ def _places() -> Places:
         home=Path(os.environ[frames.HOME_ENV]),
         gateway=Path(gateway) if gateway else None,
     )
+
+
+def _relay(options: argparse.Namespace) -> Relay | None:
+    """The relay, which whatever is started here is told of by its environment. Raises `OSError`."""
+    gateway = os.environ.get(frames.GATEWAY_ENV)
+    if options.relay is None or not gateway:
+        return None
+    relay = Relay(options.relay, Path(gateway))
+    os.environ.update(relay.environment(proxy=options.proxy))
+    return relay
 
 
 def _listener(options: argparse.Namespace) -> socket.socket:

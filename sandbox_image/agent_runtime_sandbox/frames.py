@@ -59,6 +59,14 @@ INLINE_FILE_BYTES: Final = 64 * 1024
 """Files up to this size travel inside their `file` frame."""
 GATEWAY_ENV: Final = "AGENT_RUNTIME_GATEWAY"
 """Environment variable inside the sandbox: the path of the model gateway's unix socket."""
+RELAY_ENV: Final = "AGENT_RUNTIME_RELAY"
+"""Environment variable inside the sandbox, where there is a relay: its base address, `http://127.0.0.1:PORT`.
+
+It leads to the same gateway: base URLs of clients are that address and, for OpenAI's, `/v1` behind
+it; Anthropic's and Gemini's add their paths themselves. As a proxy it takes CONNECT alone.
+"""
+RELAY_PORT: Final = 3128
+"""Where the relay listens in a sandbox that has a network of its own."""
 WORKSPACE_ENV: Final = "AGENT_RUNTIME_WORKSPACE"
 """Environment variable inside the sandbox: the absolute path of the workspace."""
 HOME_ENV: Final = "AGENT_RUNTIME_HOME"

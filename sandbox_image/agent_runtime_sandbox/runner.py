@@ -25,6 +25,7 @@ from agent_runtime_sandbox.files import WorkspaceFiles
 from agent_runtime_sandbox.journal import Journal
 from agent_runtime_sandbox.manifest import Rules
 from agent_runtime_sandbox.outbox import Outbox
+from agent_runtime_sandbox.relay import Relay
 from agent_runtime_sandbox.usage import until_over
 from agent_runtime_sandbox.watching import Watching
 
@@ -43,6 +44,7 @@ class Settings:
 
     `lifetime_s` is when it ends itself, `disk_bytes` what workspace and home may take together; None:
     that is not its business.
+    `relay` None: what runs inside reaches the gateway by its unix socket alone.
     """
 
     places: drivers.Places
@@ -51,6 +53,7 @@ class Settings:
     preload: str
     lifetime_s: float | None = None
     disk_bytes: int | None = None
+    relay: Relay | None = None
 
 
 class _Stop(Exception):
@@ -93,6 +96,8 @@ class Runner:
                     tasks.create_task(self._watch_disk(self._settings.disk_bytes), name="disk")
                 if self._settings.preload:
                     tasks.create_task(self._preload(self._settings.preload), name="preload")
+                if self._settings.relay is not None:
+                    tasks.create_task(self._settings.relay.run(), name="relay")
                 await self._stopping.wait()
                 await agent.close()
                 raise _Stop

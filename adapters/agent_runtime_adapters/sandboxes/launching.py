@@ -26,6 +26,7 @@ from agent_runtime_adapters.sandboxes import launch as launch_program
 from agent_runtime_adapters.sandboxes.bounds import LIMITS
 from agent_runtime_adapters.sandboxes.descriptors import hold, read_line, read_to_end
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
+from agent_runtime_sandbox import frames
 
 LISTEN_PLACE: Final = 3
 """The descriptor on which the runner listens."""
@@ -100,7 +101,13 @@ def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec, *more: 
         *(f"--ignore={name}" for name in spec.file_rules.ignore),
         *("--max-file-bytes", str(spec.file_rules.max_file_bytes)),
         *("--max-files", str(spec.file_rules.max_files)),
+        *more,
     )
+
+
+def relay_options(spec: SandboxSpec) -> tuple[str, ...]:
+    """For a sandbox with a network of its own: a relay, and tools that use it where hosts are allowed."""
+    return ("--relay", str(frames.RELAY_PORT), *(("--proxy",) if spec.needs.egress.hosts else ()))
 
 
 class StartFailed(SandboxFault):

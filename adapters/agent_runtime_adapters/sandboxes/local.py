@@ -33,6 +33,7 @@ from agent_runtime_adapters.sandboxes.launching import (
     STAGE,
     Plan,
     interpreter,
+    relay_options,
 )
 from agent_runtime_adapters.sandboxes.probe import probe_spec
 from agent_runtime_adapters.sandboxes.registry import Record
@@ -152,7 +153,8 @@ class _Bubblewrap:
             mounts, _environment(toolchain, tools, gateway_path), memory_bytes=job.resources.memory_bytes
         )
         watch = self.bounds.watched_disk(job.resources)
-        inside = interpreter(toolchain.python, self.runner, job.spec, *watch)
+        more = (*watch, *relay_options(job.spec))
+        inside = interpreter(toolchain.python, self.runner, job.spec, *more)
         return Plan(
             argv=bubblewrap.command(_program(), self.script, inside),
             cwd="/",
