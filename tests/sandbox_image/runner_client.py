@@ -184,8 +184,9 @@ async def running(
     ignore: tuple[str, ...] = (),
     max_file_bytes: int = 32 * 2**20,
     max_files: int = 100_000,
+    options: tuple[str, ...] = (),
 ) -> AsyncIterator[RunnerProcess]:
-    """A runner with an empty workspace; ended with everything of it.
+    """A runner with an empty workspace; ended with everything of it. `options`: more of its command line.
 
     `gateway` is the socket to the model, relative to the runner's directory.
     """
@@ -198,7 +199,7 @@ async def running(
             command += ["--listen-fd", str(listener.fileno()), "--journal-fd", str(journal.fileno())]
             command += ["--orphan-timeout", str(orphan_timeout), "--preload", preload]
             command += [f"--ignore={name}" for name in ignore]
-            command += ["--max-file-bytes", str(max_file_bytes), "--max-files", str(max_files)]
+            command += ["--max-file-bytes", str(max_file_bytes), "--max-files", str(max_files), *options]
             process = await asyncio.create_subprocess_exec(
                 *command,
                 env=_environment(directory, gateway),
@@ -225,7 +226,7 @@ def _prepared(name: str) -> Path:
 
 def _environment(directory: Path, gateway: Path | None) -> dict[str, str]:
     environment = {
-        "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
         frames.WORKSPACE_ENV: str(directory / "workspace"),
         frames.HOME_ENV: str(directory / "home"),
     }
