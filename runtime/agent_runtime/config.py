@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent_runtime.needs import DEFAULT_RESOURCES, Resources
+from agent_runtime.pool import PoolSettings
 from agent_runtime.ports import (
     Agent,
     Authenticator,
@@ -57,6 +58,9 @@ class RuntimeConfig:
         agent_idle_timeout_s: an agent that rests so long is ended, and goes on natively at the next
         message. sandbox_idle_timeout_s: so is a sandbox, after its files are stored.
         session_idle_timeout_s: a session without sandbox and viewers then leaves memory.
+        pool: how many sandboxes wait for sessions, of which profiles, for how long.
+        reap_interval_s: so often the provider's own list is compared with the sessions, and what nobody
+        has is ended.
     """
 
     persistence: PersistenceAdapter
@@ -89,3 +93,5 @@ class RuntimeConfig:
     agent_idle_timeout_s: float = 300.0
     sandbox_idle_timeout_s: float = 1200.0
     session_idle_timeout_s: float = 600.0
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    reap_interval_s: float = 60.0

@@ -17,6 +17,7 @@ import structlog
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Conversation
 from agent_runtime.errors import AgentFault, NotFound, PersistenceFault, RuntimeFault
+from agent_runtime.pool import SandboxPool
 from agent_runtime.ports import Agent, BlockPage, PersistenceAdapter
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
@@ -56,9 +57,11 @@ class Loaded:
         config: RuntimeConfig,
         *,
         profile: Callable[[str], Awaitable[AgentProfile]],
+        pool: SandboxPool,
         on_change: Callable[[ClientSession], None],
     ) -> None:
         self.closing = False
+        self._pool = pool
         self._config = config
         self._agents: dict[str, Agent] = {agent.architecture: agent for agent in config.agents}
         self._profile = profile
@@ -184,7 +187,14 @@ class Loaded:
         if record is None:
             raise NotFound.session(session_id)
         agent = self.agent(record.architecture)
-        session = await load(record, self._config, agent, profile=self._profile, on_change=self._on_change)
+        session = await load(
+            record,
+            self._config,
+            agent,
+            profile=self._profile,
+            pool=self._pool,
+            on_change=self._on_change,
+        )
         self.check_open()  # nobody would end a session that `close` did not see
         self._sessions[session_id] = session
         running = self._tasks.spawn(self._run(session))
@@ -260,6 +270,7 @@ async def load(
     agent: Agent,
     *,
     profile: Callable[[str], Awaitable[AgentProfile]],
+    pool: SandboxPool,
     on_change: Callable[[ClientSession], None],
 ) -> AgentSession:
     """Build the session. Raises `PersistenceFault`."""
@@ -282,7 +293,7 @@ async def load(
     return AgentSession(
         recorder,
         Turns(recorder, store, next_index=newest[-1].index + 1 if newest else 0),
-        _surroundings(config, agent),
+        _surroundings(config, agent, pool),
         profile=profile,
         unfinished=await store.unfinished_turns(record.session_id),
         on_change=on_change,
@@ -302,7 +313,7 @@ async def _newest_blocks(store: PersistenceAdapter, record: SessionRecord) -> Bl
     return page
 
 
-def _surroundings(config: RuntimeConfig, agent: Agent) -> Surroundings:
+def _surroundings(config: RuntimeConfig, agent: Agent, pool: SandboxPool) -> Surroundings:
     return Surroundings(
         persistence=config.persistence,
         sandboxes=config.sandboxes,
@@ -314,6 +325,7 @@ def _surroundings(config: RuntimeConfig, agent: Agent) -> Surroundings:
         file_rules=config.file_rules,
         resources=config.resources,
         secrets=config.secrets,
+        pool=pool,
         interrupt_grace_s=config.interrupt_grace_s,
         agent_idle_s=config.agent_idle_timeout_s,
         sandbox_idle_s=config.sandbox_idle_timeout_s,

@@ -8,8 +8,8 @@ Opening: what an earlier process of this runtime left is taken up: sessions with
 way or turns that wait; sandboxes that no session knows are ended.
 
 Closing: 1. no new session is loaded; 2. all sessions let go together, their sandboxes and turns going
-on without us, within a bound; 3. provider, gateway, log and store are closed. Who wants nothing to go
-on calls `stop_all` before.
+on without us, within a bound; 3. sandboxes that wait for a session are ended; 4. provider, gateway, log
+and store are closed. Who wants nothing to go on calls `stop_all` before.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import Conflict, NotFound
 from agent_runtime.loading import Loaded
+from agent_runtime.pool import SandboxPool
 from agent_runtime.ports import Principal
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.readiness import Readiness, ReadinessProbe
@@ -80,9 +81,10 @@ class SessionManager:
         self._catalogue = Catalogue(config)
         self._changes = Changes()
         self._closed = False
-        self._loaded = Loaded(config, profile=self.profile, on_change=self._changed)
-        self._takeover = Takeover(config, self._loaded)
-        self._readiness = ReadinessProbe(config, self._loaded)
+        self._pool = SandboxPool(config, profile=self.profile)
+        self._loaded = Loaded(config, profile=self.profile, pool=self._pool, on_change=self._changed)
+        self._takeover = Takeover(config, self._loaded, self._pool)
+        self._readiness = ReadinessProbe(config, self._loaded, self._pool)
         self._viewers = Viewers()
 
     async def open(self) -> None:
@@ -95,6 +97,7 @@ class SessionManager:
             await self._persistence.open()
             await self._loaded.open()
             await self._takeover.begin()
+            await self._pool.open()
             self._loaded.spawn(
                 self._loaded.put_away_idle(self._config.session_idle_timeout_s, viewed=self._viewers.any)
             )
@@ -107,6 +110,7 @@ class SessionManager:
 
     async def stop_all(self) -> None:
         """End all sandboxes, and turns under way with `runtime_stopped`; only `close` may follow."""
+        await self._pool.close()
         await self._takeover.done()  # what was said while nobody listened is to be saved as well
         await self._loaded.stop_all(_STOPPED)
         await self._takeover.end_all()
@@ -121,6 +125,7 @@ class SessionManager:
             last.push_async_callback(self.log.close)
             last.push_async_callback(self._config.gateway.aclose)
             last.push_async_callback(self._config.sandboxes.close)
+            last.push_async_callback(self._pool.close)
             await self._loaded.close()
 
     # Sessions.

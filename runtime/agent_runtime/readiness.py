@@ -9,6 +9,7 @@ from typing import Final
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.errors import PersistenceFault
 from agent_runtime.loading import Loaded
+from agent_runtime.pool import SandboxPool
 
 _PROBE_S: Final = 2.0
 """For the store to answer when somebody asks whether we are ready."""
@@ -25,9 +26,10 @@ class Readiness:
 class ReadinessProbe:
     """Asks the parts of a runtime."""
 
-    def __init__(self, config: RuntimeConfig, loaded: Loaded) -> None:
+    def __init__(self, config: RuntimeConfig, loaded: Loaded, pool: SandboxPool) -> None:
         self._config = config
         self._loaded = loaded
+        self._pool = pool
 
     async def ask(self) -> Readiness:
         """Whether store and sandboxes work."""
@@ -42,6 +44,8 @@ class ReadinessProbe:
                 "reasons": list(capabilities.reasons),
             },
         }
+        if self._pool.size:  # an empty one makes new sessions slower, and refuses nothing
+            parts["pool"] = {"ok": True, "size": self._pool.size, "waiting": self._pool.waiting}
         return Readiness(all(part["ok"] for part in parts.values()) and not self._loaded.closing, parts)
 
     async def _store_fault(self) -> str | None:

@@ -21,14 +21,14 @@ import structlog
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import FileChanged
-from agent_runtime.needs import Egress, Resources, SandboxNeeds
+from agent_runtime.needs import Egress, Resources
+from agent_runtime.pool import SandboxPool, order_for
 from agent_runtime.ports import (
     Agent,
     ModelGateway,
     PersistenceAdapter,
     Sandbox,
     SandboxProvider,
-    SandboxSpec,
 )
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.recorder import Recorder
@@ -42,6 +42,9 @@ _log = structlog.get_logger(__name__)
 
 _CUTS: Final = 3
 """Connections to a living sandbox that may break before its runner has greeted; its agent is at work."""
+_END_S: Final = 30.0
+"""For the end of a sandbox that nobody has in hand; who waits for it has others to end."""
+_GONE: Final = frozenset({"sandbox_lost", "sandbox_expired", "sandbox_out_of_memory"})
 _FOR_A_SNAPSHOT: Final = 0.5
 """The part of a wake's time after which one that does not come back is given up, and the store serves."""
 _PATHS_TOLD: Final = 20
@@ -73,6 +76,7 @@ class Surroundings:
     file_rules: FileRules
     resources: Resources
     secrets: Mapping[str, str] = field(repr=False)
+    pool: SandboxPool
     interrupt_grace_s: float
     agent_idle_s: float
     sandbox_idle_s: float
@@ -125,19 +129,14 @@ async def wake(
 
 async def _sandbox(recorder: Recorder, profile: AgentProfile, around: Surroundings) -> tuple[Sandbox, bool]:
     """A sandbox that nobody else has, and whether it began with the files of the session's last one."""
-    needs = profile.sandbox.within(around.resources)
-    endpoint = await around.gateway.open(recorder.session_id, egress=needs.egress)
-    spec = SandboxSpec(
-        session_id=recorder.session_id,
-        runtime_id=around.runtime_id,
-        gateway_socket=endpoint.socket,
-        orphan_timeout_s=around.orphan_timeout_s,
-        file_rules=profile.rules(around.file_rules),
-        needs=needs,
-        secrets=_secrets(needs, around),
-        labels={"profile": profile.profile_id},
-    )
-    if (snapshot := recorder.record.snapshot) is not None:
+    order, snapshot = order_for(profile, around), recorder.record.snapshot
+    if snapshot is None:
+        pooled = await around.pool.claim(order, recorder.session_id)
+        if pooled is not None:
+            return pooled, False
+    endpoint = await around.gateway.open(recorder.session_id, egress=order.needs.egress)
+    spec = replace(order, session_id=recorder.session_id, gateway_socket=endpoint.socket)
+    if snapshot is not None:
         try:
             async with asyncio.timeout(around.wake_timeout_s * _FOR_A_SNAPSHOT):
                 return await around.sandboxes.create(replace(spec, snapshot=snapshot)), True
@@ -187,14 +186,18 @@ async def give_up(record: SessionRecord, around: Surroundings) -> None:
         await around.gateway.close(record.session_id)
 
 
-async def end_sandbox(sandboxes: SandboxProvider, ref: SandboxRef) -> None:
-    """End a sandbox that no session has in hand. Raises no `RuntimeFault`."""
+async def end_sandbox(sandboxes: SandboxProvider, ref: SandboxRef) -> bool:
+    """End a sandbox that no session has in hand; whether it is gone. Raises no `RuntimeFault`."""
     try:
-        sandbox = await sandboxes.attach(ref)
-        await sandbox.stop()
-    except RuntimeFault as fault:
-        if fault.code != "sandbox_lost":
-            _log.warning("sandbox_not_ended", sandbox_id=ref.sandbox_id, code=fault.code)
+        async with asyncio.timeout(_END_S):
+            sandbox = await sandboxes.attach(ref)
+            await sandbox.stop()
+    except (RuntimeFault, TimeoutError) as fault:
+        code = fault.code if isinstance(fault, RuntimeFault) else "sandbox_timeout"
+        if code not in _GONE:
+            _log.warning("sandbox_not_ended", sandbox_id=ref.sandbox_id, code=code)
+            return False
+    return True
 
 
 async def forget_snapshot(sandboxes: SandboxProvider, snapshot: SandboxSnapshot) -> None:
@@ -217,15 +220,6 @@ async def _start_agent(
     start = around.agent.start(profile, options, agent_session_id=resumed, gateway_token=endpoint.token)
     await link.command("start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s)
     return options
-
-
-def _secrets(needs: SandboxNeeds, around: Surroundings) -> dict[str, str]:
-    """The values of what a profile names. Raises `SandboxFault` where one is not to be had."""
-    missing = [name for name in needs.secrets if name not in around.secrets]
-    if missing:
-        detail = f"The profile asks for {', '.join(missing)}, which this runtime gives to no sandbox."
-        raise SandboxFault(detail, code="secret_unavailable", retryable=False)
-    return {name: around.secrets[name] for name in needs.secrets}
 
 
 def what_was_lost(awake: Awake, untold: str | None, mishap: TurnError | None = None) -> str:

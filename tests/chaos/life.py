@@ -91,21 +91,25 @@ class SilentGateway:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, socket.socket] = {}
+        self._whose: dict[str, str] = {}
 
-    async def open(self, session_id: str, **_: object) -> GatewayEndpoint:
-        path = self._folder / session_id / "gateway.sock"
-        if session_id not in self._open:
+    async def open(self, session_id: str, *, lane: str | None = None, **_: object) -> GatewayEndpoint:
+        name = lane or session_id
+        path = self._folder / name / "gateway.sock"
+        if name not in self._open:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            self._open[session_id] = listener = socket.socket(socket.AF_UNIX)
+            self._open[name] = listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(path))
             listener.listen()
+        self._whose[name] = session_id
         return GatewayEndpoint(path, "no-token")
 
     async def close(self, session_id: str) -> None:
-        if session_id in self._open:
-            self._open.pop(session_id).close()
+        for name in [name for name, whose in self._whose.items() if whose == session_id]:
+            del self._whose[name]
+            self._open.pop(name).close()
 
     async def aclose(self) -> None:
-        for session_id in list(self._open):
+        for session_id in set(self._whose.values()):
             await self.close(session_id)

@@ -69,6 +69,8 @@ def compose(
         agent_idle_timeout_s=settings.agent_idle_timeout_s,
         sandbox_idle_timeout_s=settings.sandbox_idle_timeout_s,
         session_idle_timeout_s=settings.session_idle_timeout_s,
+        pool=settings.pool,
+        reap_interval_s=settings.reap_interval_s,
     )
 
 

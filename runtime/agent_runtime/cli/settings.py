@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.frozen import Strict
 from agent_runtime.needs import DEFAULT_RESOURCES, Resources, VariableName
+from agent_runtime.pool import PoolSettings
 from agent_runtime.profile import FileRules
 
 _MIB: Final = 1024 * 1024
@@ -52,6 +53,8 @@ class Settings(Strict):
     agent_idle_timeout_s: float = Field(default=300.0, gt=0)
     sandbox_idle_timeout_s: float = Field(default=1200.0, gt=0)
     session_idle_timeout_s: float = Field(default=600.0, gt=0)
+    pool: PoolSettings = PoolSettings()
+    reap_interval_s: float = Field(default=60.0, gt=0)
 
 
 def read_settings(file: Path | None, given: dict[str, Any]) -> Settings:

@@ -5,7 +5,7 @@ Labels are routes and names of our own, never anything that a client made up.
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 
@@ -45,5 +45,5 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """The present values in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """The present values in Prometheus' text format, with those that all runtimes of a process share."""
+        return generate_latest(self._registry) + generate_latest(REGISTRY)

@@ -1,0 +1,325 @@
+"""Pool: sandboxes that are made before anybody asks for them, each for one session.
+
+    order_for    what a profile's sandbox is made with, whoever's it will be
+    SandboxPool  keeps some waiting, gives each away once, replaces those that are old
+
+A sandbox that waits has a way out of its own (`SandboxRef.lane`), which is its session's from the
+moment of the claim. It is given only where all that it was made with is what is wanted now; one that
+does not answer is ended, and the next is tried. What is done with a sandbox then is in `wake`; who ends
+those that a killed runtime left is `takeover`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+from prometheus_client import Counter, Gauge
+from pydantic import Field
+
+from agent_runtime.errors import RuntimeFault, SandboxFault
+from agent_runtime.frozen import Strict
+from agent_runtime.needs import Resources, SandboxNeeds
+from agent_runtime.ports import ModelGateway, Sandbox, SandboxProvider, SandboxSpec
+from agent_runtime.profile import AgentProfile, FileRules
+from agent_runtime.runner_link import RunnerLink
+from agent_runtime.tasks import Tasks, unhindered
+
+_log = structlog.get_logger(__name__)
+
+_ANSWERS_WITHIN_S: Final = 3.0
+"""For one that waits to say hello; a healthy one needs milliseconds, a new one is quicker than this."""
+_ENDS_WITHIN_S: Final = 30.0
+_LOOK_S: Final = 30.0
+_MOST_PAUSE_S: Final = 120.0
+_OF_ITS_PATIENCE: Final = 0.5
+"""A sandbox ends itself when it is alone for too long: it is replaced well before."""
+_SPARED_S: Final = 30.0
+"""Beyond the time for a wake: until then one that was claimed may be on its way to a record."""
+
+_WAITING: Final = Gauge("agent_runtime_pool_sandboxes", "Sandboxes that wait for a session.")
+_CLAIMS: Final = Counter(
+    "agent_runtime_pool_claims",
+    "Sandboxes wanted: pooled, cold where none waited, unhealthy where one that waited did not answer.",
+    ["outcome"],
+)
+
+
+class PoolSettings(Strict):
+    """`size` sandboxes wait for each of `profiles`, none of them for longer than `max_age_s`."""
+
+    size: int = Field(default=0, ge=0, le=100)
+    max_age_s: float = Field(default=300.0, gt=0)
+    profiles: tuple[str, ...] = Field(default=("default",), min_length=1, max_length=20)
+
+
+class Terms(Protocol):
+    """What a runtime adds to a profile (`config`, `wake.Surroundings`)."""
+
+    @property
+    def runtime_id(self) -> str:
+        """The label of this runtime's sandboxes."""
+        ...
+
+    @property
+    def orphan_timeout_s(self) -> float:
+        """As in `SandboxSpec`."""
+        ...
+
+    @property
+    def file_rules(self) -> FileRules:
+        """Where the profile does not say."""
+        ...
+
+    @property
+    def resources(self) -> Resources:
+        """The most that a profile can have."""
+        ...
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """Name to value of what profiles may ask for."""
+        ...
+
+
+class PoolTerms(Terms, Protocol):
+    """What a pool needs besides."""
+
+    @property
+    def sandboxes(self) -> SandboxProvider:
+        """Where they are made."""
+        ...
+
+    @property
+    def gateway(self) -> ModelGateway:
+        """Their way out."""
+        ...
+
+    @property
+    def wake_timeout_s(self) -> float:
+        """For one to come up."""
+        ...
+
+    @property
+    def pool(self) -> PoolSettings:
+        """How many, for whom, for how long."""
+        ...
+
+
+def order_for(profile: AgentProfile, terms: Terms) -> SandboxSpec:
+    """What a sandbox for this profile is made with; session and gateway are still to be filled in.
+
+    Raises `SandboxFault` (`secret_unavailable`).
+    """
+    needs = profile.sandbox.within(terms.resources)
+    return SandboxSpec(
+        session_id="",
+        runtime_id=terms.runtime_id,
+        gateway_socket=Path(),
+        orphan_timeout_s=terms.orphan_timeout_s,
+        file_rules=profile.rules(terms.file_rules),
+        needs=needs,
+        secrets=_secrets(needs, terms.secrets),
+        labels={"profile": profile.profile_id},
+    )
+
+
+def _secrets(needs: SandboxNeeds, known: Mapping[str, str]) -> dict[str, str]:
+    """The values of what a profile names. Raises `SandboxFault` where one is not to be had."""
+    missing = [name for name in needs.secrets if name not in known]
+    if missing:
+        detail = f"The profile asks for {', '.join(missing)}, which this runtime gives to no sandbox."
+        raise SandboxFault(detail, code="secret_unavailable", retryable=False)
+    return {name: known[name] for name in needs.secrets}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """One that waits. `lane` is its way out, and stands for the session that it has not yet."""
+
+    order: SandboxSpec
+    sandbox: Sandbox
+    lane: str
+    since: float
+
+
+class SandboxPool:
+    """See the module. With a size of 0 nothing waits and every claim is in vain.
+
+    Args:
+        terms: a `RuntimeConfig`.
+        profile: finds a profile anew at each look; raises `RuntimeFault`.
+    """
+
+    def __init__(self, terms: PoolTerms, *, profile: Callable[[str], Awaitable[AgentProfile]]) -> None:
+        self._terms = terms
+        self._profile = profile
+        self._waiting: list[_Waiting] = []
+        self._ending: list[_Waiting] = []
+        self._claimed: dict[str, float] = {}
+        self._wanted = asyncio.Event()
+        self._closed = False
+        self._tasks = Tasks()
+
+    async def open(self) -> None:
+        """Begin to fill it, in the background."""
+        await self._tasks.open()
+        if self._terms.pool.size:
+            self._tasks.spawn(self._keep())
+
+    async def close(self) -> None:
+        """End all that wait. Idempotent."""
+        self._closed = True
+        await self._tasks.close()
+        left = [*self._waiting, *self._ending]
+        for each in tuple(self._waiting):
+            self._remove(each)
+        await asyncio.gather(*(self._end(each) for each in left))
+
+    @property
+    def size(self) -> int:
+        """How many are to wait, for all profiles together."""
+        return self._terms.pool.size * len(self._terms.pool.profiles)
+
+    @property
+    def waiting(self) -> int:
+        """How many do."""
+        return len(self._waiting)
+
+    def holds(self, sandbox_id: str) -> bool:
+        """Whether a sandbox waits here, is just being ended, or was claimed and is not in a record yet."""
+        present = asyncio.get_running_loop().time()
+        self._claimed = {each: until for each, until in self._claimed.items() if until > present}
+        kept = (each.sandbox.ref.sandbox_id for each in (*self._waiting, *self._ending))
+        return sandbox_id in self._claimed or sandbox_id in kept
+
+    async def claim(self, order: SandboxSpec, session_id: str) -> Sandbox | None:
+        """A sandbox that was made to this order, this session's alone from now on; None where none is.
+
+        Its gateway serves the session then. Whoever is given one ends it.
+        """
+        while (found := self._take(order)) is not None:
+            try:
+                async with asyncio.timeout(_ANSWERS_WITHIN_S):
+                    await self._hand_over(found, session_id)
+            except (RuntimeFault, TimeoutError) as fault:
+                _log.warning("pooled_sandbox_of_no_use", session_id=session_id, reason=type(fault).__name__)
+                _CLAIMS.labels("unhealthy").inc()
+                self._discard(found)
+            except BaseException:
+                self._discard(found)
+                raise
+            else:
+                _CLAIMS.labels("pooled").inc()
+                return found.sandbox
+        if self._terms.pool.size:
+            _CLAIMS.labels("cold").inc()
+        return None
+
+    def _take(self, order: SandboxSpec) -> _Waiting | None:
+        """Without an await between the look and the taking, nobody else is given the same."""
+        found = next((each for each in self._waiting if each.order == order), None)
+        if found is None or self._closed:
+            return None
+        self._remove(found)
+        spared_s = self._terms.wake_timeout_s + _SPARED_S
+        self._claimed[found.sandbox.ref.sandbox_id] = asyncio.get_running_loop().time() + spared_s
+        self._wanted.set()
+        return found
+
+    async def _hand_over(self, found: _Waiting, session_id: str) -> None:
+        link = await RunnerLink.resume(found.sandbox, after=0, max_file_bytes=0)
+        await link.close()
+        egress = found.order.needs.egress
+        await self._terms.gateway.open(session_id, egress=egress, lane=found.lane)
+        await found.sandbox.assign(session_id)
+
+    # Keeping some.
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            self._wanted.clear()
+            try:
+                await self._tend()
+                failures = 0
+            except (RuntimeFault, TimeoutError) as fault:
+                failures += 1
+                _log.warning("pool_not_filled", reason=type(fault).__name__, code=_code(fault))
+                await asyncio.sleep(min(2.0**failures, _MOST_PAUSE_S))
+                continue
+            await self._until_wanted()
+
+    async def _until_wanted(self) -> None:
+        """Until one was claimed, or somebody may have become too old or have died."""
+        try:
+            async with asyncio.timeout(min(_LOOK_S, self._oldest_s() / 4)):
+                await self._wanted.wait()
+        except TimeoutError:
+            return
+
+    async def _tend(self) -> None:
+        """End those that are of no use any more, make those that are missing. Raises `RuntimeFault`."""
+        orders = [order_for(await self._profile(name), self._terms) for name in self._terms.pool.profiles]
+        for each in tuple(self._waiting):
+            if each.order not in orders or self._is_old(each) or not await each.sandbox.alive():
+                self._discard(each)
+        for order in orders:
+            while sum(each.order == order for each in self._waiting) < self._terms.pool.size:
+                await self._make(order)
+
+    def _oldest_s(self) -> float:
+        return min(self._terms.pool.max_age_s, self._terms.orphan_timeout_s * _OF_ITS_PATIENCE)
+
+    def _is_old(self, waiting: _Waiting) -> bool:
+        return asyncio.get_running_loop().time() - waiting.since >= self._oldest_s()
+
+    async def _make(self, order: SandboxSpec) -> None:
+        lane = f"pool-{uuid.uuid4().hex}"
+        try:
+            async with asyncio.timeout(self._terms.wake_timeout_s):
+                endpoint = await self._terms.gateway.open(lane, egress=order.needs.egress, lane=lane)
+                labels = {**order.labels, "pooled": "yes"}
+                spec = replace(
+                    order, session_id=lane, gateway_socket=endpoint.socket, lane=lane, labels=labels
+                )
+                sandbox = await self._terms.sandboxes.create(spec)
+        except BaseException:
+            await unhindered(self._terms.gateway.close(lane))
+            raise
+        self._waiting.append(_Waiting(order, sandbox, lane, asyncio.get_running_loop().time()))
+        _WAITING.inc()
+
+    def _remove(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            _WAITING.dec()
+
+    def _discard(self, waiting: _Waiting) -> None:
+        """End one in the background; it is given to nobody."""
+        self._remove(waiting)
+        self._ending.append(waiting)
+        if not self._closed:
+            self._tasks.spawn(self._end(waiting))
+
+    async def _end(self, waiting: _Waiting) -> None:
+        """What does not end is no longer held here: whoever looks for leftovers finds it."""
+        try:
+            async with asyncio.timeout(_ENDS_WITHIN_S):
+                await waiting.sandbox.stop()
+        except (RuntimeFault, TimeoutError) as fault:
+            ref = waiting.sandbox.ref
+            _log.warning("sandbox_not_ended", sandbox_id=ref.sandbox_id, code=_code(fault))
+        await self._terms.gateway.close(waiting.lane)
+        if waiting in self._ending:
+            self._ending.remove(waiting)
+        self._claimed.pop(waiting.sandbox.ref.sandbox_id, None)
+
+
+def _code(fault: Exception) -> str:
+    return fault.code if isinstance(fault, RuntimeFault) else "sandbox_timeout"
