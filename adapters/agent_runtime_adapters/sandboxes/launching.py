@@ -190,7 +190,7 @@ async def _spawn(plan: Plan, pipes: _Pipes, log: Path) -> Process:
         complaints = stack.enter_context(log.open("ab", buffering=0))
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-I", "-S", launch_program.__file__, str(told)),
+            *("-I", "-S", launch_program.__file__, str(told), *plan.cgroups),
             env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
             stdin=DEVNULL,
             stdout=DEVNULL,
@@ -210,7 +210,6 @@ def _as_json(plan: Plan, places: Mapping[int, int], *, report: int, go: int) -> 
         "limits": dict(plan.limits),
         "places": dict(places),
         "stage": _stage(plan) if plan.stage_sources else None,
-        "cgroups": plan.cgroups,
         "report_fd": report,
         "go_fd": go,
     }

@@ -8,15 +8,17 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent_runtime.needs import Resources, SandboxNeeds
 from agent_runtime.ports import Sandbox
 from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.tiers import Tier
 from tests.seen_from_outside import devices_of, groups, is_empty, processes_of
 
 OBEDIENT = """
@@ -105,10 +107,14 @@ async def death_of(sandbox: Sandbox) -> None:
 
 
 @asynccontextmanager
-async def inside(root: Path) -> AsyncIterator[Inside]:
-    provider = LocalSandboxes(root, runner=("-c", OBEDIENT))
+async def inside(
+    root: Path, *, tiers: tuple[Tier, ...] = tuple(Tier), **bounds: float
+) -> AsyncIterator[Inside]:
+    """A sandbox with these bounds (the fields of `Resources`)."""
+    provider = LocalSandboxes(root, runner=("-c", OBEDIENT), tiers=tiers)
     with gateway() as spec:
-        sandbox = await provider.create(spec)
+        needs = SandboxNeeds(resources=Resources.model_validate(bounds))
+        sandbox = await provider.create(replace(spec, needs=needs))
         try:
             yield Inside(sandbox, root)
         finally:
