@@ -167,7 +167,7 @@ def _share(folder: Path) -> set[str]:
     offered = (folder / "cgroup.controllers").read_text().split()
     enabled = set((folder / "cgroup.subtree_control").read_text().split())
     wanted = [controller for controller in FIELDS if controller in offered and controller not in enabled]
-    if wanted and (folder / "cgroup.type").exists():  # the root of all has no such file, and may hold processes
+    if wanted and (folder / "cgroup.type").exists():  # the root of all has none
         leaf = folder / RUNTIMES_LEAF
         leaf.mkdir(exist_ok=True)
         for pid in (folder / PROCESSES).read_text().split():

@@ -4,10 +4,12 @@ import asyncio
 import functools
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,53 @@ async def inside(
             yield Inside(sandbox, root)
         finally:
             await sandbox.stop()
+
+
+ORDINARY_USER = 1500
+ORDINARY = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": [], "cwd": "/"}
+
+
+async def as_ordinary_user(program: str, *, join: Sequence[Path] = ()) -> Any:
+    """Run Python as a user who is not root, in these control groups; the JSON that it printed last."""
+    python = await asyncio.to_thread(_interpreter_for_everybody)
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", 'read go; exec "$@"', "sh", python, "-c", program),
+        env={
+            "PYTHONPATH": ":".join(path for path in sys.path if path),
+            "HOME": "/nonexistent",
+            "PATH": os.environ["PATH"],
+        },
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        **ORDINARY,
+    )
+    for group in join:
+        (group / "cgroup.procs").write_text(str(process.pid))
+    printed, complaints = await process.communicate(b"go\n")
+    assert process.returncode == 0, complaints.decode()
+    return json.loads(printed.splitlines()[-1])
+
+
+def _interpreter_for_everybody() -> str:
+    """A Python of our version that another user may run, with our packages."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        with suppress(OSError):
+            done = subprocess.run(
+                [python, "-c", "import sys, pydantic_core, agent_runtime; print(sys.version_info[:2])"],
+                env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
+                **ORDINARY,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.stdout.strip() == str(sys.version_info[:2]):
+                return python
+    wanted = ".".join(map(str, sys.version_info[:2]))
+    why = f"no Python {wanted} can be run by other users: install one below /usr (apt-get install python3)"
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 def _read(pid: int, name: str) -> bytes:
