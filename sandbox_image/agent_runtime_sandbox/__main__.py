@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -27,7 +28,7 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="runner: %(message)s")
     options = _parser().parse_args()
     settings = Settings(
-        places=_places(),
+        places=_places(options),
         orphan_timeout_s=options.orphan_timeout,
         rules=Rules(options.ignore, options.max_file_bytes, options.max_files),
         preload=options.preload,
@@ -65,16 +66,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-files", type=int, default=100_000, metavar="N", help="report no more files")
     parser.add_argument("--relay", type=int, metavar="PORT", help="a TCP address for the gateway; 0: any")
     parser.add_argument("--proxy", action="store_true", help="tell tools to leave by the relay")
+
+    parser.add_argument("--env-fd", type=int, metavar="E", help="JSON: variables for the agent and its tools")
+    parser.add_argument(
+        "--agent", action="append", default=[], type=_binary, metavar="DRIVER=PATH", help="what it starts"
+    )
     parser.add_argument("--preload", default="claude", metavar="DRIVER", help="import it early; empty: none")
     return parser
 
 
-def _places() -> Places:
+def _binary(told: str) -> tuple[str, Path]:
+    driver, _, path = told.partition("=")
+    return driver, Path(path)
+
+
+def _places(options: argparse.Namespace) -> Places:
     gateway = os.environ.get(frames.GATEWAY_ENV)
     return Places(
         workspace=Path(os.environ[frames.WORKSPACE_ENV]),
         home=Path(os.environ[frames.HOME_ENV]),
         gateway=Path(gateway) if gateway else None,
+        binaries=dict(options.agent),
+        env=_variables(options.env_fd),
     )
 
 
@@ -86,6 +99,15 @@ def _relay(options: argparse.Namespace) -> Relay | None:
     relay = Relay(options.relay, Path(gateway))
     os.environ.update(relay.environment(proxy=options.proxy))
     return relay
+
+
+def _variables(descriptor: int | None) -> dict[str, str]:
+    """What the agent is to have and this process is not: its own environment shows in /proc."""
+    if descriptor is None:
+        return {}
+    with open(descriptor, "rb") as told:  # noqa: PTH123 - a descriptor, not a path
+        variables: dict[str, str] = json.load(told)
+    return variables
 
 
 def _listener(options: argparse.Namespace) -> socket.socket:

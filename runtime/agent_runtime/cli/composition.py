@@ -73,6 +73,7 @@ def compose(
         secrets=_secrets(settings.secrets),
         viewer_backlog_bytes=settings.viewer_backlog_bytes,
         sync_interval_s=settings.sync_interval_s,
+        runner_silence_s=settings.runner_silence_s,
         interrupt_grace_s=settings.interrupt_grace_s,
         wake_timeout_s=settings.wake_timeout_s,
         orphan_timeout_s=settings.orphan_timeout_s,

@@ -260,8 +260,9 @@ async def main():
         print(json.dumps([found.isolation, hello["k"], listed == [sandbox.ref.sandbox_id], left]))
 asyncio.run(main())
 """
-    found = await as_ordinary_user(program)
-    assert found == ["bubblewrap+seccomp+netns", "hello", True, [".lock"]]
+    isolation, greeting, is_listed, left = await as_ordinary_user(program)
+    assert (isolation, greeting, is_listed) == ("bubblewrap+seccomp+netns", "hello", True)
+    assert set(left) == {".lock", ".agents"}, "without a home, copies of agents lie beside the sandboxes"
 
 
 @contextmanager
