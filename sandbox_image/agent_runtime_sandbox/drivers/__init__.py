@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -41,16 +41,13 @@ class AgentEnd:
 class Places:
     """Where an agent works: absolute paths. `gateway` is the unix socket to its model.
 
-    `binaries`: by the driver's name, what to start instead of the agent's own binary: a copy of it that
-    can be run and not read, so that the kernel shuts its process to the tools it starts.
-    `env`: variables for the agent and its tools, secrets among them; the runner itself has them not.
+    `user`: every process that a driver starts must be started as this one (`identity`); None: as we are.
     """
 
     workspace: Path
     home: Path
     gateway: Path | None
-    binaries: Mapping[str, Path] = field(default_factory=dict)
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    user: str | None = None
 
 
 class Output(Protocol):
