@@ -2,10 +2,25 @@
 
 import asyncio
 import inspect
+import os
+import shutil
+import tempfile
 
 import pytest
 
 TEST_BOUND_S = 60.0
+_CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is cached for the user of this machine is cached for these tests alone."""
+    config.stash[_CACHE] = folder = tempfile.mkdtemp(prefix="agent-runtime-cache-")
+    os.environ["XDG_CACHE_HOME"] = folder
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (folder := config.stash.get(_CACHE, None)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

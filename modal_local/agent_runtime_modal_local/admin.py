@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import inspect
 import json
 import secrets
 from collections.abc import Awaitable, Callable
@@ -46,12 +47,22 @@ class Admin:
     ) -> None:
         self.token = secrets.token_hex(16)
         self._faults = faults
-        self._tokens = tokens
-        self._clock = clock
         self._images = images
         self._sandboxes = sandboxes
-        self._router = router
-        self._power = power
+        self._verbs: dict[str, Callable[[Asked], Any]] = {
+            "set_fault": lambda asked: faults.set(Fault.from_json(asked["fault"])),
+            "clear_faults": lambda _: self._clear(),
+            "calls": lambda _: faults.calls,
+            "fail_builds": lambda asked: setattr(images, "build_failure", str(asked["why"])),
+            "sandboxes": lambda _: self._reports(),
+            "images": lambda _: self._known_images(),
+            "end": self._end,
+            "advance": lambda asked: clock.advance(float(asked["seconds"])),
+            "refuse_tokens": lambda _: tokens.refuse(),
+            "token_lifetime": lambda asked: setattr(tokens, "lifetime_s", float(asked["seconds"])),
+            "at_death": lambda asked: setattr(router, "at_death", AtDeath(asked["seen"])),
+            "data_path": lambda asked: power(bool(asked["up"])),
+        }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection until it ends."""
@@ -75,34 +86,22 @@ class Admin:
         except GRPCError as error:
             return {"error": str(error.message)}
 
-    async def _carry_out(self, asked: Asked) -> Any:  # noqa: C901 - one line each
-        match asked["do"]:
-            case "set_fault":
-                self._faults.set(Fault.from_json(asked["fault"]))
-            case "clear_faults":
-                self._faults.clear()
-                self._images.build_failure = None
-            case "calls":
-                return self._faults.calls
-            case "fail_builds":
-                self._images.build_failure = str(asked["why"])
-            case "sandboxes":
-                return [sandbox.report() for sandbox in self._sandboxes.all()]
-            case "images":
-                return [
-                    {"imageId": image.image_id, "commands": image.commands} for image in self._images.known()
-                ]
-            case "end":
-                sandbox = self._sandboxes.get(asked["sandboxId"])
-                await self._sandboxes.end(sandbox, ended(asked["how"], asked.get("exitCode")))
-            case "advance":
-                self._clock.advance(float(asked["seconds"]))
-            case "expire_tokens":
-                self._tokens.expire()
-            case "at_death":
-                self._router.at_death = AtDeath(asked["seen"])
-            case "data_path":
-                await self._power(bool(asked["up"]))
-            case unknown:
-                raise ValueError(f"nobody knows {unknown!r}")
-        return None
+    async def _carry_out(self, asked: Asked) -> Any:
+        if asked["do"] not in self._verbs:
+            raise ValueError(f"nobody knows {asked['do']!r}")
+        done = self._verbs[asked["do"]](asked)
+        return await done if inspect.isawaitable(done) else done
+
+    def _clear(self) -> None:
+        self._faults.clear()
+        self._images.build_failure = None
+
+    async def _end(self, asked: Asked) -> None:
+        sandbox = self._sandboxes.get(asked["sandboxId"])
+        await self._sandboxes.end(sandbox, ended(asked["how"], asked.get("exitCode")))
+
+    def _reports(self) -> list[Asked]:
+        return [sandbox.report() for sandbox in self._sandboxes.all()]
+
+    def _known_images(self) -> list[Asked]:
+        return [{"imageId": image.image_id, "commands": image.commands} for image in self._images.known()]

@@ -47,7 +47,7 @@ class Groups:
     """The groups of one server."""
 
     def __init__(self) -> None:
-        self._parent = _own_parent()
+        self._parent = parent_of_groups()
         self._folder: Path | None = None
         if self._parent is not None:
             sweep(self._parent)
@@ -86,14 +86,22 @@ def sweep(parent: Path) -> None:
     """Remove the groups of servers that are no more."""
     for folder in parent.glob(f"{PREFIX}*"):
         pid = folder.name.removeprefix(PREFIX)
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not _is_a_server(pid):
             for group in [each for each in folder.iterdir() if each.is_dir()]:
                 Group(group).remove()
             Group(folder).remove()
 
 
-def _own_parent() -> Path | None:
-    """The group that this process is in, where groups below it can be made."""
+def _is_a_server(pid: str) -> bool:
+    """Also false for a process that is dead and not buried, and for another one with the same number."""
+    try:
+        return b"agent_runtime_modal_local" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def parent_of_groups() -> Path | None:
+    """The group that this process is in, or None where none can be made below it."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":

@@ -84,24 +84,33 @@ class NoEnclosure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Enclosure:
-    """A living set of namespaces. `pid` is its first process, as seen from here."""
+    """A living set of namespaces.
+
+    Attributes:
+        outer: the bubblewrap that made it and waits for it.
+        pid: its first process, as seen from here.
+        as_root: whether it was made without a user namespace.
+        own_network: whether it has a network of its own, in which there is nobody.
+    """
 
     outer: asyncio.subprocess.Process
     pid: int
     as_root: bool
+    own_network: bool
 
     def enter(self, argv: Sequence[str], workdir: str) -> list[str]:
         """The command that runs `argv` inside, as root without the dangerous capabilities."""
         user = [] if self.as_root else ["--user", "--preserve-credentials"]
+        network = ["--net"] if self.own_network else []  # an ordinary user may not enter its own
         return [
             *(
                 "nsenter",
                 "--target",
                 str(self.pid),
                 *user,
+                *network,
                 "--mount",
                 "--pid",
-                "--net",
                 "--ipc",
                 "--uts",
                 "--",
@@ -156,7 +165,8 @@ class Enclosures:
             os.close(tell)
         with os.fdopen(told, "rb") as info:
             await _until_ready(outer)
-            return Enclosure(outer, int(json.loads(info.read())["child-pid"]), self.as_root)
+            pid = int(json.loads(info.read())["child-pid"])
+            return Enclosure(outer, pid, self.as_root, own_network=not network)
 
     async def copy(self, source: Path, target: Path) -> None:
         """Copy all that is in one folder into another.

@@ -16,7 +16,6 @@ from typing import Any, Final, Self
 from agent_runtime_modal_local.faults import Fault
 from agent_runtime_modal_local.folders import sweep, usual_root
 
-START_WITHIN_S: Final = 30.0
 STOP_WITHIN_S: Final = 20.0
 ANSWER_WITHIN_S: Final = 30.0
 LINE_BYTES: Final = 16 * 1024**2
@@ -60,7 +59,7 @@ class LocalModal:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait(START_WITHIN_S)
+            self.stop()
             raise LocalModalError("the local Modal did not start; its stderr says why")
         self._told = json.loads(line)
 
@@ -90,6 +89,11 @@ class LocalModal:
     def url(self) -> str:
         """Of the control plane."""
         return str(self._told["url"])
+
+    @property
+    def admin_port(self) -> int:
+        """Where `ask` asks."""
+        return int(self._told["admin"]["port"])
 
     @property
     def users(self) -> tuple[str, ...]:
@@ -147,9 +151,17 @@ class LocalModal:
         """Let time pass for the lifetime and the idle end of sandboxes."""
         await self.ask("advance", seconds=seconds)
 
-    async def expire_tokens(self) -> None:
-        """All tokens of the data path are too old from now on."""
-        await self.ask("expire_tokens")
+    async def token_lifetime(self, seconds: float) -> None:
+        """How long the tokens are good that are given out from now on."""
+        await self.ask("token_lifetime", seconds=seconds)
+
+    async def refuse_tokens(self) -> None:
+        """Refuse all tokens that were given out.
+
+        The SDK asks for another one only when its own says that it ends within 30 s; until then its
+        handle of a sandbox fails.
+        """
+        await self.ask("refuse_tokens")
 
     async def at_death(self, seen: str) -> None:
         """What open streams see when their sandbox ends: `not_found` (as it begins) or `eof`."""
@@ -161,11 +173,10 @@ class LocalModal:
 
     async def ask(self, do: str, **words: Any) -> Any:
         """One line of `admin`. Raises `LocalModalError`."""
-        admin = self._told["admin"]
         async with asyncio.timeout(ANSWER_WITHIN_S):
-            reader, writer = await asyncio.open_connection("127.0.0.1", admin["port"], limit=LINE_BYTES)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.admin_port, limit=LINE_BYTES)
             try:
-                line = json.dumps({"token": admin["token"], "do": do, **words})
+                line = json.dumps({"token": self._told["admin"]["token"], "do": do, **words})
                 writer.write(line.encode() + b"\n")
                 answer = json.loads(await reader.readline() or b'{"error": "the server is gone"}')
             finally:

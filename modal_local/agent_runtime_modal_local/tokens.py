@@ -1,4 +1,4 @@
-"""The tokens of the data path: three parts, signed, with an end; all of them can be made to expire."""
+"""The tokens of the data path: three parts, signed, with an end; all that were given out can be refused."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ LIFETIME_S: Final = 900.0
 
 
 class Tokens:
-    """Signs and checks. The SDK reads only `exp`; the signature is for us."""
+    """Signs and checks. The SDK reads only `exp`; the signature is for us.
+
+    Attributes:
+        lifetime_s: of the tokens that are given out from now on.
+    """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
+        self.lifetime_s = LIFETIME_S
 
-    def issue(self, subject: str, lifetime_s: float = LIFETIME_S) -> str:
+    def issue(self, subject: str) -> str:
         """A token for a subject (a task, or the account)."""
-        claims = {"sub": subject, "exp": time.time() + lifetime_s}
+        claims = {"sub": subject, "exp": time.time() + self.lifetime_s}
         body = ".".join(_encode(json.dumps(part).encode()) for part in ({"alg": "HS256"}, claims))
         return f"{body}.{self._signature(body)}"
 
@@ -32,8 +37,8 @@ class Tokens:
         claims = json.loads(_decode(body.partition(".")[2]))
         return str(claims["sub"]) if claims["exp"] > time.time() else None
 
-    def expire(self) -> None:
-        """From now on no token that was issued so far is good."""
+    def refuse(self) -> None:
+        """From now on no token that was given out so far is good, whatever its end."""
         self._key = secrets.token_bytes(32)
 
     def _signature(self, body: str) -> str:

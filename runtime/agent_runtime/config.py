@@ -52,6 +52,8 @@ class RuntimeConfig:
         resources: what a sandbox gets whose profile does not say, and the most that a profile can ask for.
         secrets: name to value of what profiles may ask to have inside; nothing else ever is.
         sync_interval_s: files and transcript are stored so often while they change.
+        runner_silence_s: while a turn is under way, a runner that says nothing for so long, not even that
+        it is there, is given up with its sandbox.
         interrupt_grace_s: from the interrupt to the end of an agent that does not stop.
         wake_timeout_s: for a sandbox with a ready agent. orphan_timeout_s: a runner without a
         runtime ends itself.
@@ -87,6 +89,7 @@ class RuntimeConfig:
     resources: Resources = DEFAULT_RESOURCES
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     sync_interval_s: float = 1.0
+    runner_silence_s: float = 45.0
     interrupt_grace_s: float = 10.0
     wake_timeout_s: float = 60.0
     orphan_timeout_s: float = 600.0

@@ -281,6 +281,7 @@ class Holder:
         )
         self.attached = attached = Attachment(self._session_id, link, feed)
         attached.tasks.append(self.spawn("listen", self._listen(attached)))
+        attached.tasks.append(self.spawn("watch", self._watch(link)))
         attached.tasks.append(
             self.spawn(
                 "idle",
@@ -297,6 +298,11 @@ class Holder:
             aging = watch_lifetime(self._machine, feed, started_at=started_at, expires_at=expires_at)
             attached.tasks.append(self.spawn("lifetime", aging))
         return attached
+
+    async def _watch(self, link: RunnerLink) -> None:
+        """A runner that is stopped tells nobody; while nothing is under way nobody has to know."""
+        silence_s = self._around.runner_silence_s
+        await link.watch(silence_s, wanted=lambda: self._machine.state.phase is Phase.RUNNING)
 
     async def _listen(self, attached: Attachment) -> None:
         error = await attached.listen()

@@ -326,6 +326,7 @@ def _surroundings(config: RuntimeConfig, agent: Agent, pool: SandboxPool) -> Sur
         resources=config.resources,
         secrets=config.secrets,
         pool=pool,
+        runner_silence_s=config.runner_silence_s,
         interrupt_grace_s=config.interrupt_grace_s,
         agent_idle_s=config.agent_idle_timeout_s,
         sandbox_idle_s=config.sandbox_idle_timeout_s,

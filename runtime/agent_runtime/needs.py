@@ -26,9 +26,29 @@ HostRule = Annotated[
     ),
 ]
 """`pypi.org` (port 443), `git.example.com:22`, or `*.pythonhosted.org` for every name below it."""
+VariableValue = Annotated[str, StringConstraints(max_length=32 * 1024, pattern=r"^[^\x00]*$")]
 _Requirement = Annotated[
     str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9@][^\s\x00]*$")
 ]
+
+
+_RESERVED_BEGINNINGS: Final = (
+    *("AGENT_RUNTIME_", "ANTHROPIC_", "CLAUDE", "OTEL_"),
+    *("LD_", "DYLD_", "PYTHON", "NODE_", "BUN_", "BASH_FUNC_"),
+)
+_RESERVED: Final = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "TMPDIR", "IFS", "ENV", "BASH_ENV"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY"),
+        *("GLIBC_TUNABLES", "GCONV_PATH", "IS_SANDBOX"),
+    }
+)
+
+
+def is_reserved(variable: str) -> bool:
+    """Whether only the runtime sets it: it says who the agent is, what it loads, or where it connects."""
+    name = variable.upper()
+    return name in _RESERVED or name.startswith(_RESERVED_BEGINNINGS)
 
 
 class Resources(Strict):
@@ -101,9 +121,14 @@ class SandboxNeeds(Strict):
     resources: Resources = Field(default_factory=Resources)
     egress: Egress = Field(default_factory=Egress)
     dependencies: Dependencies = Field(default_factory=Dependencies)
-    env: dict[VariableName, str] = Field(default_factory=dict, max_length=200)
+    env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=200)
     secrets: tuple[VariableName, ...] = Field(default=(), max_length=50)
     lifetime_s: float | None = Field(default=None, ge=60)
+
+    @property
+    def reserved(self) -> tuple[str, ...]:
+        """Variables that are asked for and that no profile can set: its sandbox is refused."""
+        return tuple(name for name in (*self.env, *self.secrets) if is_reserved(name))
 
     def within(self, bounds: Resources) -> Self:
         """The same needs, with no resource above these bounds."""

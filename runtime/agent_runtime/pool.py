@@ -114,7 +114,7 @@ class PoolTerms(Terms, Protocol):
 def order_for(profile: AgentProfile, terms: Terms) -> SandboxSpec:
     """What a sandbox for this profile is made with; session and gateway are still to be filled in.
 
-    Raises `SandboxFault` (`secret_unavailable`).
+    Raises `SandboxFault` (`secret_unavailable`, `reserved_variable`).
     """
     needs = profile.sandbox.within(terms.resources)
     return SandboxSpec(
@@ -131,6 +131,9 @@ def order_for(profile: AgentProfile, terms: Terms) -> SandboxSpec:
 
 def _secrets(needs: SandboxNeeds, known: Mapping[str, str]) -> dict[str, str]:
     """The values of what a profile names. Raises `SandboxFault` where one is not to be had."""
+    if needs.reserved:
+        detail = f"The profile sets {', '.join(needs.reserved)}, which only the runtime sets in a sandbox."
+        raise SandboxFault(detail, code="reserved_variable", retryable=False)
     missing = [name for name in needs.secrets if name not in known]
     if missing:
         detail = f"The profile asks for {', '.join(missing)}, which this runtime gives to no sandbox."

@@ -38,7 +38,7 @@ from agent_runtime.reports import (
     Report,
 )
 from agent_runtime.runner_link import RunnerLink
-from agent_runtime_sandbox.frames import OUT_OF_DISK, Frame
+from agent_runtime_sandbox.frames import OUT_OF_DISK, SIGNALLED, Frame
 
 _log = structlog.get_logger(__name__)
 
@@ -288,6 +288,8 @@ class RunnerFeed:
                 _log.warning("runner_fault", session_id=self._recorder.session_id, code=text(frame, "code"))
                 if frame.get("code") == "too_many_files":
                     await self._files.left_out(frame)
+                elif frame.get("code") == SIGNALLED:  # not by us, or we would not hear of it
+                    raise SandboxFault("The sandbox was told to end by a signal.", code="sandbox_lost")
                 elif frame.get("code") == OUT_OF_DISK:
                     raise SandboxFault(_TOO_MUCH_DISK, code="sandbox_out_of_disk", retryable=False)
 

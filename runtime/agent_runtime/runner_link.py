@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -65,7 +66,9 @@ class RunnerLink:
         self._connected = asyncio.Event()
         self._connected.set()
         self._closed = False
+        self._given_up: SandboxFault | None = None
         self._idle_reconnects = 0
+        self._waiting_since: float | None = None
 
     @classmethod
     async def connect(cls, sandbox: Sandbox, *, max_file_bytes: int) -> RunnerLink:
@@ -178,6 +181,28 @@ class RunnerLink:
             data = base64.b64encode(piece).decode("ascii")
             await self.command("write", path=raw_path(path), data=data, append=number > 0)
 
+    async def watch(self, silence_s: float, *, wanted: Callable[[], bool]) -> None:
+        """Give the runner up when it is wanted and says nothing for so long, asked or not.
+
+        Whoever reads then gets `SandboxFault` (`sandbox_timeout`). Ends with the link. What we have not
+        read yet is no silence: a slow store costs no sandbox.
+        """
+        loop, pause_s = asyncio.get_running_loop(), silence_s / 3
+        while not self._closed:
+            await asyncio.sleep(pause_s)
+            since = self._waiting_since
+            if since is None or not wanted() or loop.time() - since < pause_s:
+                continue
+            with suppress(SandboxFault, TimeoutError):  # the reader finds out by itself
+                async with asyncio.timeout(pause_s):
+                    await self._channel.send(encode({"k": "ping", "id": "ping"}))
+                    await asyncio.sleep(pause_s)
+            if self._waiting_since == since and not self._closed:
+                self.silent = True
+                detail = f"The sandbox said nothing for {silence_s:g} s."
+                self._given_up = SandboxFault(detail, code="sandbox_timeout")
+                await self.close()
+
     async def acknowledge(self, offset: int) -> None:
         """Let the runner forget what is durable here. Harmless when the connection is broken."""
         if offset and not self._closed:
@@ -195,10 +220,13 @@ class RunnerLink:
         if early:
             return early
         while True:
+            self._waiting_since = asyncio.get_running_loop().time()
             try:
                 data = await self._channel.receive()
             except SandboxFault:
                 data = b""
+            finally:
+                self._waiting_since = None
             if data:
                 self.received += len(data)
                 self.silent = False
@@ -268,7 +296,7 @@ class RunnerLink:
                 if await self._goes_on():
                     return
         self._end()
-        raise await self._obituary()
+        raise self._given_up or await self._obituary()
 
     async def _obituary(self) -> SandboxFault:
         """Why it is gone, where its provider knows."""

@@ -77,6 +77,7 @@ class Surroundings:
     resources: Resources
     secrets: Mapping[str, str] = field(repr=False)
     pool: SandboxPool
+    runner_silence_s: float
     interrupt_grace_s: float
     agent_idle_s: float
     sandbox_idle_s: float

@@ -1,21 +1,21 @@
 """The runner's command line: where it listens, where its journal is, when it gives up.
 
 A provider that can passes descriptors (`--listen-fd`, `--journal-fd`), so that nothing inside the
-sandbox has a name for them; another, which starts it as root, names the user that the agent is to
-be (`--user`) and gives paths in a folder that this user cannot enter (`identity`).
+sandbox has a name for them; another gives paths in a directory that the agent cannot enter.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
 
-from agent_runtime_sandbox import frames, identity, process, trunk
+from agent_runtime_sandbox import frames, process
 from agent_runtime_sandbox.drivers import Places
 from agent_runtime_sandbox.manifest import Rules
 from agent_runtime_sandbox.relay import Relay
@@ -27,9 +27,8 @@ def main() -> int:
     process.harden()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="runner: %(message)s")
     options = _parser().parse_args()
-    listener, journal = _listener(options), _journal(options)
     settings = Settings(
-        places=_places(options.user),
+        places=_places(options),
         orphan_timeout_s=options.orphan_timeout,
         rules=Rules(options.ignore, options.max_file_bytes, options.max_files),
         preload=options.preload,
@@ -38,8 +37,8 @@ def main() -> int:
         relay=_relay(options),
     )
     try:
-        with listener:
-            asyncio.run(_run(listener, journal, settings))
+        with _listener(options) as listener:
+            asyncio.run(_run(listener, _journal(options), settings))
     finally:
         process.end_leftovers()
     return 0
@@ -57,7 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     journal = parser.add_mutually_exclusive_group(required=True)
     journal.add_argument("--journal-fd", type=int, metavar="M", help="a file opened for reading and writing")
     journal.add_argument("--journal", type=Path, metavar="PATH", help="make the journal's file here")
-    parser.add_argument("--user", metavar="NAME", help="started as root: work as this user, and so the agent")
     parser.add_argument("--orphan-timeout", type=float, required=True, metavar="S", help="seconds alone")
     parser.add_argument("--lifetime", type=float, metavar="S", help="end after so many seconds")
     parser.add_argument("--disk-bytes", type=int, metavar="N", help="end when workspace and home take more")
@@ -68,26 +66,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-files", type=int, default=100_000, metavar="N", help="report no more files")
     parser.add_argument("--relay", type=int, metavar="PORT", help="a TCP address for the gateway; 0: any")
     parser.add_argument("--proxy", action="store_true", help="tell tools to leave by the relay")
+
+    parser.add_argument("--env-fd", type=int, metavar="E", help="JSON: variables for the agent and its tools")
+    parser.add_argument(
+        "--agent", action="append", default=[], type=_binary, metavar="DRIVER=PATH", help="what it starts"
+    )
     parser.add_argument("--preload", default="claude", metavar="DRIVER", help="import it early; empty: none")
     return parser
 
 
-def _places(user: str | None) -> Places:
-    """Where the agent works. With a user the folders are made its own, and then this process is its own."""
+def _binary(told: str) -> tuple[str, Path]:
+    driver, _, path = told.partition("=")
+    return driver, Path(path)
+
+
+def _places(options: argparse.Namespace) -> Places:
     gateway = os.environ.get(frames.GATEWAY_ENV)
-    workspace, home = Path(os.environ[frames.WORKSPACE_ENV]), Path(os.environ[frames.HOME_ENV])
-    if user is not None:
-        agent = identity.account(user)
-        for folder in (workspace, home):
-            identity.own_folder(folder, agent.uid, agent.gid, 0o755)
-        identity.take_environment(agent, home)
-        identity.work_as(agent)
-        os.chdir(workspace)
     return Places(
-        workspace=workspace,
-        home=home,
+        workspace=Path(os.environ[frames.WORKSPACE_ENV]),
+        home=Path(os.environ[frames.HOME_ENV]),
         gateway=Path(gateway) if gateway else None,
-        user=user,
+        binaries=dict(options.agent),
+        env=_variables(options.env_fd),
     )
 
 
@@ -101,13 +101,19 @@ def _relay(options: argparse.Namespace) -> Relay | None:
     return relay
 
 
+def _variables(descriptor: int | None) -> dict[str, str]:
+    """What the agent is to have and this process is not: its own environment shows in /proc."""
+    if descriptor is None:
+        return {}
+    with open(descriptor, "rb") as told:  # noqa: PTH123 - a descriptor, not a path
+        variables: dict[str, str] = json.load(told)
+    return variables
+
+
 def _listener(options: argparse.Namespace) -> socket.socket:
     if options.listen_fd is not None:
         listener = socket.socket(fileno=options.listen_fd)
     else:
-        if options.user is not None:
-            identity.own_folder(options.listen.parent, identity.RUNNER_UID, identity.RUNNER_UID, 0o700)
-            (options.listen.parent / trunk.PID).write_text(str(os.getpid()), encoding="ascii")
         options.listen.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
@@ -116,8 +122,6 @@ def _listener(options: argparse.Namespace) -> socket.socket:
         finally:
             os.umask(mask)
         listener.listen()
-        if options.user is not None:
-            os.chown(options.listen, identity.RUNNER_UID, identity.RUNNER_UID)
     listener.set_inheritable(False)
     return listener
 

@@ -130,6 +130,12 @@ class AgentPlace:
             return None
         return self._driver.pids() if self._driver is not None else ()
 
+    def end_if_stopped(self) -> None:
+        """Kill an agent that was stopped: nobody but a tool of its own does that, and nothing would end."""
+        if self._driver is not None and any(map(process.is_stopped, self._driver.pids())):
+            self._outbox.emit("stderr", text="[something in the sandbox stopped the agent: it is killed]")
+            self._driver.kill()
+
     def _begin(self, driver: Driver) -> None:
         self._driver = driver
         self._closing = False

@@ -57,6 +57,7 @@ class Commands:
             "write": (self._write, change),
             "delete": (self._delete, change),
             "sync": (self._sync, change),
+            "ping": (_ping, None),
         }
 
     async def begin(self, frame: Frame, attachment: Attachment) -> None:
@@ -135,6 +136,10 @@ class Commands:
 
     async def _sync(self, _frame: Frame, _attachment: Attachment) -> None:
         await self._files.look()
+
+
+async def _ping(_frame: Frame, _attachment: Attachment) -> None:
+    """The reply is all that is wanted: somebody is there."""
 
 
 async def _unknown(frame: Frame, _attachment: Attachment) -> dict[str, Any] | None:

@@ -43,6 +43,7 @@ Inward, runtime to runner. A command with an `id` gets one `reply`.
     delete             {id, path}                    -> {deleted}
     sync               {id}                          look at all files now; the reply follows their frames
     close              {id}                          end the agent politely; the runner stays
+    ping               {id}                          only to be answered: a stopped runner does not
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ WORKSPACE_ENV: Final = "AGENT_RUNTIME_WORKSPACE"
 HOME_ENV: Final = "AGENT_RUNTIME_HOME"
 """Environment variable inside the sandbox: a private writable folder for the agent's own files."""
 
+SIGNALLED: Final = "signalled"
+"""Code of the fault of a runner that ends because of a signal, whoever sent it."""
 OUT_OF_DISK: Final = "out_of_disk"
 """The code of the `fault` with which a runner ends that had to watch its disk, and saw it overdrawn."""
 

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Collection
@@ -45,6 +46,29 @@ def children() -> set[int]:
         with contextlib.suppress(OSError):
             pids.update(int(pid) for pid in listing.read_text().split())
     return pids
+
+
+def is_open(program: str) -> bool:
+    """Whether a process of this program would be open to others of its user; starts one to see."""
+    null = subprocess.DEVNULL
+    with subprocess.Popen([program, "--version"], stdin=null, stdout=null, stderr=null) as child:
+        try:
+            Path(f"/proc/{child.pid}/environ").read_bytes()
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            child.kill()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped a process (SIGSTOP, or tracing it); False where that cannot be told."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in {"T", "t"}
 
 
 def reap(keep: Collection[int] = ()) -> None:

@@ -81,7 +81,7 @@ class Runner:
         self._alone_since = loop.time()
         self._listener.setblocking(False)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._end_by_signal)
         try:
             async with asyncio.TaskGroup() as tasks:
                 agent = AgentPlace(self._outbox, self._settings.places, tasks)
@@ -105,6 +105,15 @@ class Runner:
             pass
         finally:
             self._root.close()
+
+    def _end_by_signal(self) -> None:
+        """Say so first: a tool can send signals too.
+
+        What the agent says when it is interrupted would be taken for what the runtime had asked for. A
+        runtime that wanted this has left before it.
+        """
+        self._outbox.emit("fault", code=frames.SIGNALLED, message="told to end by a signal")
+        self._stopping.set()
 
     def _wake(self) -> None:
         if self._live is not None:
@@ -207,6 +216,8 @@ class Runner:
 
 
 def _reap(agent: AgentPlace) -> None:
+    """A child ended, or was stopped."""
+    agent.end_if_stopped()
     busy = agent.busy_pids()
     if busy is not None:
         process.reap(busy)

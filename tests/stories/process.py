@@ -153,7 +153,7 @@ class House:
     def native(self, session_id: str) -> list[dict[str, Any]]:
         """The agent's own record of the conversation, as it stands in its sandbox."""
         home = files_of(self.folder(session_id), "home")
-        (file,) = home.glob("claude/projects/*/*.jsonl")
+        (file,) = home.glob("agent-*/config/projects/*/*.jsonl")
         return [json.loads(line) for line in file.read_text().splitlines()]
 
     async def transcript(self, session_id: str) -> Transcript:

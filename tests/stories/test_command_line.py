@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import metadata
 from pathlib import Path
 
 import aiohttp
@@ -110,6 +111,8 @@ async def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
         (["serve", "--sandbox", "none"], "none"),
         (["serve", "--config", "no-such-file.yaml"], "cannot read no-such-file.yaml"),
         (["sessions", "list", "--url", "http://127.0.0.1:9"], "no agent-runtime answers"),
+        (["deploy-image", "--profile", "nobody"], "there is no profile called 'nobody'"),
+        (["deploy-image", "--config", "no-such-file.yaml"], "cannot read no-such-file.yaml"),
         (["dance"], "dance"),
     ],
 )
@@ -201,6 +204,8 @@ async def test_the_doctor_says_what_works(tmp_path: Path) -> None:
 
     assert process.returncode == 0
     assert "bubblewrap" in output.decode()
+    (pin,) = [line for line in metadata.requires("agent-runtime") or () if "claude-agent-sdk" in line]
+    assert f"agent {pin.replace('==', ' ')}" in output.decode()
 
 
 async def test_unsafe_subprocess_runs_by_name_only_and_says_so(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from yarl import URL
 
+from agent_runtime.cli.settings import SandboxKind
 from agent_runtime.testing.script import Call, Reply, Say
 from tests.stories.serving import Server, serving
 from tests.stories.viewer import Viewer, get, new_session, viewing
@@ -121,7 +122,9 @@ async def test_traps_in_the_workspace_lead_nowhere_and_odd_names_can_be_asked_fo
 
 
 async def test_forged_lines_of_the_agent_break_nothing_and_are_text_for_every_viewer() -> None:
-    async with serving(scripts={"forge": bash(python(FORGE))}) as server:
+    """Without isolation, where lines can be forged: whatever an agent says must be borne."""
+    plain = SandboxKind.UNSAFE_SUBPROCESS
+    async with serving(scripts={"forge": bash(python(FORGE))}, sandbox=plain) as server:
         session_id = await new_session(server)
         async with viewing(server, session_id) as viewer:
             await turn(viewer, session_id, "forge")

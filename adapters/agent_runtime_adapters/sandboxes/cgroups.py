@@ -154,20 +154,20 @@ def _second(own: list[list[str]], mounts: Mounts) -> dict[str, Path]:
     if folder.name == RUNTIMES_LEAF:
         folder = folder.parent
     with suppress(OSError):
-        _share(folder)
-        enabled = (folder / "cgroup.subtree_control").read_text().split()
+        enabled = _share(folder)
         return {controller: folder for controller in FIELDS if controller in enabled}
     return {}
 
 
-def _share(folder: Path) -> None:
-    """Let children of this group have controllers; its processes go into one of them. Raises `OSError`."""
+def _share(folder: Path) -> set[str]:
+    """Let children of this group have controllers; which ones they have. Raises `OSError`.
+
+    The processes that are in it, the runtime's own, go into one of the children.
+    """
     offered = (folder / "cgroup.controllers").read_text().split()
-    enabled = (folder / "cgroup.subtree_control").read_text().split()
+    enabled = set((folder / "cgroup.subtree_control").read_text().split())
     wanted = [controller for controller in FIELDS if controller in offered and controller not in enabled]
-    if not wanted:
-        return
-    if (folder / "cgroup.type").exists():  # the root of all has no such file, and may hold processes
+    if wanted and (folder / "cgroup.type").exists():  # the root of all has none
         leaf = folder / RUNTIMES_LEAF
         leaf.mkdir(exist_ok=True)
         for pid in (folder / PROCESSES).read_text().split():
@@ -176,6 +176,8 @@ def _share(folder: Path) -> None:
     for controller in wanted:
         with suppress(OSError):
             _write(folder / "cgroup.subtree_control", f"+{controller}")
+            enabled.add(controller)
+    return enabled
 
 
 def _below(place: Path, root: str, group: str) -> Path:

@@ -22,8 +22,9 @@ from agent_runtime.needs import Dependencies
 from agent_runtime.tasks import Tasks
 from agent_runtime_adapters.sandboxes.installers import check_system, install_node, install_python
 from agent_runtime_adapters.sandboxes.package_folders import Install, PackageFolders
+from agent_runtime_adapters.sandboxes.packages import packages_of
 from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_node
-from agent_runtime_sandbox.image import NODE_PACKAGES, PYTHON_PACKAGES, BadRequirement, Packages, digest_of
+from agent_runtime_sandbox.image import NODE_PACKAGES, PYTHON_PACKAGES, Packages, digest_of
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +67,7 @@ class DependencyStore:
         """
         if not wanted:
             return
-        packages = _packages(wanted)
+        packages = packages_of(wanted)
         await check_system(packages.apt)
         installs = list(self._installs(packages, toolchain).items())
         for task in [await self._started(key, install) for key, install in installs]:
@@ -76,7 +77,7 @@ class DependencyStore:
         """How what was prepared is seen inside. Raises `SandboxFault`."""
         if not wanted:
             return Tools()
-        packages, mounts, path, env = _packages(wanted), list[Mount](), list[str](), dict[str, str]()
+        packages, mounts, path, env = packages_of(wanted), list[Mount](), list[str](), dict[str, str]()
         if packages.pip:
             key, seen_at = self._python(packages, toolchain)
             mounts.append(Mount(str(self._root / key), seen_at))
@@ -152,10 +153,3 @@ async def _outcome(task: asyncio.Task[SandboxFault | bool]) -> None:
         raise SandboxFault(outcome.detail, code=outcome.code, retryable=outcome.retryable)
     if outcome is not True:  # a defect of ours, which is in the log
         raise SandboxFault("The packages could not be installed.", code="dependencies_failed")
-
-
-def _packages(wanted: Dependencies) -> Packages:
-    try:
-        return Packages.of(pip=wanted.pip, npm=wanted.npm, apt=wanted.apt)
-    except BadRequirement as error:
-        raise SandboxFault(f"{error}.", code="invalid_dependency", retryable=False) from error

@@ -1,6 +1,6 @@
 """The step between the runtime and a sandbox: a program of its own.
 
-    python -I -S launch.py PLAN_FD
+    python -I -S launch.py PLAN_FD CONTROL_GROUP...
 
 Reads a plan (JSON, see `launching.Plan`), and then, in this order: joins the sandbox's control groups;
 mounts its disk and gathers the sources of its mounts where a plain uid can reach them; becomes that uid;
@@ -10,15 +10,50 @@ the wanted program. Whoever closes the other end before saying "go" ends it. Sta
 imports: it is on the way to every first message.
 """
 
+# ruff: noqa: E402 - what takes long begins before the other imports
 import _thread
+import os
+import sys
+
+NOT_JOINED: list[str] = []
+JOINING = _thread.allocate_lock()
+
+
+def join(groups: list[str]) -> None:
+    """Begin to join control groups, in a thread, for that takes 10 ms of waiting; see `joined`."""
+    JOINING.acquire()
+
+    def work() -> None:
+        NOT_JOINED.extend(group for group in groups if not write(f"{group}/cgroup.procs", b"0"))
+        JOINING.release()
+
+    _thread.start_new_thread(work, ())
+
+
+def write(path: str, value: bytes) -> bool:
+    """Write a setting of the kernel; whether it took it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(descriptor, value)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+if __name__ == "__main__" and sys.argv[2:]:
+    join(sys.argv[2:])  # the imports that follow take some milliseconds too
+
 import ctypes
 import errno
 import fcntl
 import json
-import os
 import resource
 import struct
-import sys
 import time
 from typing import Any, NoReturn
 
@@ -45,7 +80,6 @@ def main() -> NoReturn:
     with open(int(sys.argv[1]), "rb") as file:  # noqa: PTH123 - a descriptor, not a path
         plan = json.load(file)
     write("/proc/self/oom_score_adj", RATHER_THAN_OTHERS)
-    joined = join(plan["cgroups"])
     if plan["stage"]:
         stage(plan["stage"]["folder"], plan["stage"]["sources"], plan["stage"]["disk"])
     joined()
@@ -59,42 +93,11 @@ def main() -> NoReturn:
     run(plan["argv"], plan["env"])
 
 
-def join(groups: list[str]) -> Any:
-    """Join control groups, in a thread, because it takes some 10 ms of waiting.
-
-    What this returns is to be called: it waits for the end.
-    """
-    failed: list[str] = []
-    done = _thread.allocate_lock()
-
-    def work() -> None:
-        failed.extend(group for group in groups if not write(f"{group}/cgroup.procs", b"0"))
-        done.release()
-
-    def wait() -> None:
-        with done:
-            if failed:
-                give_up(NO_CGROUP)
-
-    if groups:
-        done.acquire()
-        _thread.start_new_thread(work, ())
-    return wait
-
-
-def write(path: str, value: bytes) -> bool:
-    """Write a setting of the kernel; whether it took it."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        os.write(descriptor, value)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+def joined() -> None:
+    """Wait until the control groups are joined; what is forked from then on is in them."""
+    with JOINING:
+        if NOT_JOINED:
+            give_up(NO_CGROUP)
 
 
 def stage(folder: str, sources: list[str], disk: dict[str, Any] | None) -> None:
@@ -148,7 +151,7 @@ def mount_disk(libc: Any, image: int, target: str) -> None:
                     raise
                 continue  # somebody else was faster
             flags = MS_NOSUID | MS_NODEV | MS_NOATIME
-            mount(libc, path, target, flags, kind="ext4", data="noinit_itable")
+            mount(libc, path, target, flags, kind="ext4", data="noinit_itable,nobarrier")
             os.close(device)
             os.close(control)
             os.close(image)

@@ -36,7 +36,9 @@ READY_PLACE: Final = 5
 """The descriptor to which the started program says that it is up."""
 INFO_PLACE: Final = 6
 """The descriptor to which bubblewrap tells the pid of the sandbox's first process."""
-FIRST_FREE_PLACE: Final = 7
+VARIABLES_PLACE: Final = 7
+"""The descriptor from which the runner reads the variables of the agent and its tools, if there are any."""
+FIRST_FREE_PLACE: Final = 8
 
 SAY_READY_THEN_RUN: Final = f'echo ready >&{READY_PLACE}; exec "$@" {READY_PLACE}>&-'
 """A shell script: from here on everything is set up; the shell becomes the runner."""
@@ -92,9 +94,10 @@ def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec, *more: 
 
     `-P -s`: neither the workspace nor the agent's home may slip a module into it.
     """
+    variables = ("--env-fd", str(VARIABLES_PLACE)) if _variables(spec) else ()
     return (
         *(python, "-P", "-s", *runner),
-        *("--listen-fd", str(LISTEN_PLACE), "--journal-fd", str(JOURNAL_PLACE)),
+        *("--listen-fd", str(LISTEN_PLACE), "--journal-fd", str(JOURNAL_PLACE), *variables),
         *("--orphan-timeout", f"{spec.orphan_timeout_s:g}"),
         *(("--lifetime", f"{spec.needs.lifetime_s:g}") if spec.needs.lifetime_s is not None else ()),
         *more,
@@ -108,6 +111,20 @@ def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec, *more: 
 def relay_options(spec: SandboxSpec) -> tuple[str, ...]:
     """For a sandbox with a network of its own: a relay, and tools that use it where hosts are allowed."""
     return ("--relay", str(frames.RELAY_PORT), *(("--proxy",) if spec.needs.egress.hosts else ()))
+
+
+def variables_place(spec: SandboxSpec, stack: ExitStack) -> dict[int, int]:
+    """The descriptor that `interpreter` tells the runner of, where the agent is to have variables.
+
+    They are in no environment and on no command line but the agent's: not in the runner's, which begins
+    in /proc, nor in that of bubblewrap.
+    """
+    told = _variables(spec)
+    return {VARIABLES_PLACE: hold(json.dumps(told).encode(), stack)} if told else {}
+
+
+def _variables(spec: SandboxSpec) -> dict[str, str]:
+    return {**spec.needs.env, **spec.secrets}
 
 
 class StartFailed(SandboxFault):
@@ -190,7 +207,7 @@ async def _spawn(plan: Plan, pipes: _Pipes, log: Path) -> Process:
         complaints = stack.enter_context(log.open("ab", buffering=0))
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-I", "-S", launch_program.__file__, str(told)),
+            *("-I", "-S", launch_program.__file__, str(told), *plan.cgroups),
             env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
             stdin=DEVNULL,
             stdout=DEVNULL,
@@ -210,7 +227,6 @@ def _as_json(plan: Plan, places: Mapping[int, int], *, report: int, go: int) -> 
         "limits": dict(plan.limits),
         "places": dict(places),
         "stage": _stage(plan) if plan.stage_sources else None,
-        "cgroups": plan.cgroups,
         "report_fd": report,
         "go_fd": go,
     }

@@ -25,6 +25,7 @@ from agent_runtime_adapters.sandboxes.bounds import Bounds
 from agent_runtime_adapters.sandboxes.dependencies import DependencyStore, Tools
 from agent_runtime_adapters.sandboxes.descriptors import hold
 from agent_runtime_adapters.sandboxes.disk import IMAGE_NAME
+from agent_runtime_adapters.sandboxes.execute_only import IS_ANY_OPEN, NO_COPY, NOT_SHUT, AgentCopies
 from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, Manner, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.launching import (
     RUN_THEN_SAY_READY,
@@ -34,10 +35,11 @@ from agent_runtime_adapters.sandboxes.launching import (
     Plan,
     interpreter,
     relay_options,
+    variables_place,
 )
 from agent_runtime_adapters.sandboxes.probe import probe_spec
 from agent_runtime_adapters.sandboxes.registry import Record
-from agent_runtime_adapters.sandboxes.tiers import Tier, find_best
+from agent_runtime_adapters.sandboxes.tiers import Found, Tier, find_best
 from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_toolchain
 from agent_runtime_sandbox import frames
 
@@ -64,7 +66,8 @@ class LocalSandboxes:
         self._capabilities: Capabilities | None = None
         self._probing = asyncio.Lock()
         self._dependencies = DependencyStore(root / "dependencies", mounted=True)
-        self._keeper = Keeper(root, _Bubblewrap(runner, self._dependencies))
+        self._agents = AgentCopies(root / ".agents")
+        self._keeper = Keeper(root, _Bubblewrap(runner, self._dependencies, self._agents))
 
     @property
     def name(self) -> str:
@@ -78,6 +81,7 @@ class LocalSandboxes:
                 found = await find_best(self._tiers, self._attempt)
                 if found.tier is not None:
                     self._keeper = Keeper(self._root, self._manner(found.tier, found.bounds, self._runner))
+                    found = replace(found, reasons=(*found.reasons, *await self._is_open(found)))
                 self._capabilities = found.capabilities(PROVIDER)
             return self._capabilities
 
@@ -86,6 +90,7 @@ class LocalSandboxes:
         found = await self.probe()
         if not found.available:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
+        await self._agents.make()
         await self._dependencies.prepare(spec.needs.dependencies, find_toolchain())
         return await self._keeper.create(spec)
 
@@ -110,9 +115,20 @@ class LocalSandboxes:
         """Sandboxes are init's children and go on; packages are installed no further."""
         await self._dependencies.close()
 
-    async def _attempt(self, tier: Tier, bounds: Bounds) -> None:
+    async def _is_open(self, found: Found) -> tuple[str, ...]:
+        """Why the agent is not shut to its tools, where it is not."""
+        assert found.tier is not None
+        if not await self._agents.make():
+            return (NO_COPY,)
+        try:
+            await self._attempt(found.tier, found.bounds, ("-c", IS_ANY_OPEN))
+        except SandboxFault:
+            return (NOT_SHUT,)
+        return ()
+
+    async def _attempt(self, tier: Tier, bounds: Bounds, runner: tuple[str, ...] = IMPORT_THE_FRAMES) -> None:
         """Make a sandbox that does its work and ends. Raises `SandboxFault`."""
-        manner = self._manner(tier, bounds, IMPORT_THE_FRAMES, script=RUN_THEN_SAY_READY)
+        manner = self._manner(tier, bounds, runner, script=RUN_THEN_SAY_READY)
         with probe_spec() as spec:
             sandbox = await Keeper(self._root, manner).create(spec)
             await sandbox.stop()
@@ -120,7 +136,9 @@ class LocalSandboxes:
     def _manner(
         self, tier: Tier, bounds: Bounds, runner: tuple[str, ...], *, script: str = SAY_READY_THEN_RUN
     ) -> Manner:
-        return _Bubblewrap(runner, self._dependencies, script=script, isolation=tier.value, bounds=bounds)
+        return _Bubblewrap(
+            runner, self._dependencies, self._agents, script=script, isolation=tier.value, bounds=bounds
+        )
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,7 @@ class _Bubblewrap:
 
     runner: tuple[str, ...]
     dependencies: DependencyStore
+    agents: AgentCopies
     script: str = SAY_READY_THEN_RUN
     name: str = PROVIDER
     isolation: str = Tier.BUBBLEWRAP.value
@@ -136,7 +155,7 @@ class _Bubblewrap:
 
     def plan(self, job: Job, stack: ExitStack) -> Plan:
         """Everything inside, and the descriptors that carry it."""
-        toolchain = find_toolchain()
+        toolchain = find_toolchain(self.agents.found)
         tools = self.dependencies.tools(job.spec.needs.dependencies, toolchain)
         gateway, gateway_path = _gateway(job.spec.gateway_socket)
         mounts = [
@@ -153,12 +172,12 @@ class _Bubblewrap:
             mounts, _environment(toolchain, tools, gateway_path), memory_bytes=job.resources.memory_bytes
         )
         watch = self.bounds.watched_disk(job.resources)
-        more = (*watch, *relay_options(job.spec))
+        more = (*toolchain.options, *watch, *relay_options(job.spec))
         inside = interpreter(toolchain.python, self.runner, job.spec, *more)
         return Plan(
             argv=bubblewrap.command(_program(), self.script, inside),
             cwd="/",
-            places={**job.places, **_data_places(options, stack)},
+            places={**job.places, **variables_place(job.spec, stack), **_data_places(options, stack)},
             limits=self.bounds.limits(job.resources),
             stage_sources=staged,
             disk=job.folder / IMAGE_NAME if self.bounds.disks is not None else None,

@@ -218,7 +218,7 @@ class Registry:
 
 async def _delete(folder: Path) -> None:
     """`rm`, because an agent can nest folders deeper than Python's own removal can follow."""
-    if _delete_unused(folder):
+    if await asyncio.to_thread(_delete_unused, folder):  # a full disk takes a while
         return
     await _run("rm", "-rf", "--", folder)
     if _exists(folder):  # not root, and the agent took the permissions of its folders away

@@ -2,8 +2,10 @@
 
 A deny-list for x86-64 and aarch64. It closes what the namespaces leave open: more namespaces and
 mounts, kernel keys, io_uring (which would walk around the rules for `socket`), sockets of families
-that no network namespace confines, keystrokes pushed into a terminal. `ptrace` stays: debuggers
-need it and the PID namespace bounds it. bubblewrap loads the result (`bubblewrap.arguments`).
+that no network namespace confines, keystrokes pushed into a terminal, bounds set for others: a tool
+could take the runner's descriptors away. `ptrace` and `process_vm_writev` stay: debuggers need them, the
+PID namespace bounds them, and runner and agent are shut to them (`execute_only`). bubblewrap loads the
+result (`bubblewrap.arguments`).
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ REFUSED: Final[dict[str, Call]] = {
     "userfaultfd": Call(323, 282),
     "memfd_secret": Call(447, 447),
     "kcmp": Call(312, 272),
+    "pidfd_getfd": Call(438, 438),
     "lookup_dcookie": Call(212, 18),
     "modify_ldt": Call(154, None),
     "migrate_pages": Call(256, 238),
@@ -111,6 +114,7 @@ ABSENT: Final[dict[str, Call]] = {
 CLONE: Final = Call(56, 220)
 IOCTL: Final = Call(16, 29)
 SOCKET: Final = Call(41, 198)
+PRLIMIT: Final = Call(302, 261)
 AUDIT_ARCHITECTURE: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -129,6 +133,7 @@ def program(machine: str | None = None) -> bytes:
     code += _clone(getattr(CLONE, machine))
     code += _ioctl(getattr(IOCTL, machine))
     code += _socket(getattr(SOCKET, machine))
+    code += _prlimit(getattr(PRLIMIT, machine))
     code += _end(ALLOW)
     return b"".join(code)
 
@@ -180,6 +185,12 @@ def _socket(number: int) -> list[bytes]:
     for place, family in enumerate(SOCKET_FAMILIES):
         body.append(_do(JUMP_IF_EQUAL, family, then=len(SOCKET_FAMILIES) - place))
     return _only_for(number, body + _end(FAIL | errno.EAFNOSUPPORT) + _end(ALLOW))
+
+
+def _prlimit(number: int) -> list[bytes]:
+    """The pid is a 32 bit number; 0 means oneself, as glibc says it."""
+    body = [_do(LOAD_WORD, AT_FIRST_ARGUMENT), _do(JUMP_IF_EQUAL, 0, then=1)]
+    return _only_for(number, body + _end(FAIL | errno.EPERM) + _end(ALLOW))
 
 
 def _only_for(number: int, body: list[bytes]) -> list[bytes]:

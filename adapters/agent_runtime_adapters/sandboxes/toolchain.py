@@ -6,6 +6,7 @@ uv, /usr). Inside they lie at neutral places, read-only, so that nothing of the 
     /opt/agent-runtime/python           the interpreter's prefix, unless it is part of /usr
     /opt/agent-runtime/site-packages    the packages of the running environment (agents come with them)
     /opt/agent-runtime/lib              the runner's package and nothing beside it
+    /opt/agent-runtime/agents           agents' binaries that can be run and not read (`execute_only`)
     /opt/agent-runtime/node             Node's prefix, where packages of npm are wanted, unless part of /usr
 """
 
@@ -16,9 +17,10 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Final
 
 from agent_runtime.errors import SandboxFault
@@ -26,6 +28,8 @@ from agent_runtime.errors import SandboxFault
 RUNNER_PACKAGE: Final = "agent_runtime_sandbox"
 INSIDE: Final = PurePosixPath("/opt/agent-runtime")
 SYSTEM: Final = Path("/usr")
+AGENTS: Final = {"claude": ("claude_agent_sdk", "_bundled/claude")}
+"""By the name of the runner's driver: the package that an agent's binary comes with, and its place in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,19 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """The mounts that a runner needs, the interpreter's path inside, and the variables it needs."""
+    """The mounts that a runner needs, the interpreter's path inside, the variables and options it needs."""
 
     mounts: tuple[Mount, ...]
     python: str
     env: dict[str, str]
+    options: tuple[str, ...] = ()
 
 
-def find_toolchain() -> Toolchain:
-    """Look at the running interpreter. Raises `SandboxFault` (`sandbox_unavailable`)."""
+def find_toolchain(agents: Mapping[str, Path] = MappingProxyType({})) -> Toolchain:
+    """Look at the running interpreter. Raises `SandboxFault` (`sandbox_unavailable`).
+
+    `agents`: by driver, the copies of their binaries that are to be started (`execute_only`).
+    """
     prefix = Path(sys.base_prefix).resolve()
     executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     _check(prefix, executable)
@@ -68,7 +76,9 @@ def find_toolchain() -> Toolchain:
     env["PYTHONPATH"] = ":".join(search)
     python = _inside(executable, prefix)
     assert python is not None
-    return Toolchain(tuple(mounts), python, env)
+    mounts += [Mount(str(copy), _agent_inside(driver)) for driver, copy in agents.items()]
+    options = tuple(f"--agent={driver}={_agent_inside(driver)}" for driver in agents)
+    return Toolchain(tuple(mounts), python, env, options)
 
 
 def toolchain_here() -> Toolchain:
@@ -108,6 +118,21 @@ def runner_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SandboxFault("The runner's package is not installed.", code="sandbox_unavailable")
     return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def agent_binaries() -> dict[str, Path]:
+    """The agents' binaries on this machine, by the driver that starts them."""
+    found = {}
+    for driver, (package, place) in AGENTS.items():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            if (Path(folder) / place).is_file():
+                found[driver] = Path(folder) / place
+    return found
+
+
+def _agent_inside(driver: str) -> str:
+    return str(INSIDE / "agents" / driver)
 
 
 def _check(prefix: Path, executable: Path) -> None:

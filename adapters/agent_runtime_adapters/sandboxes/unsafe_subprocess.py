@@ -24,7 +24,13 @@ from agent_runtime_adapters.sandboxes import processes
 from agent_runtime_adapters.sandboxes.bounds import Bounds
 from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, no_snapshots, until_gone
-from agent_runtime_adapters.sandboxes.launching import RUNNER, SAY_READY_THEN_RUN, Plan, interpreter
+from agent_runtime_adapters.sandboxes.launching import (
+    RUNNER,
+    SAY_READY_THEN_RUN,
+    Plan,
+    interpreter,
+    variables_place,
+)
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
 from agent_runtime_adapters.sandboxes.registry import Record
 from agent_runtime_adapters.sandboxes.toolchain import toolchain_here
@@ -106,7 +112,7 @@ class _PlainProcess:
     isolation: str = ISOLATION
     bounds: Bounds = field(default_factory=Bounds)
 
-    def plan(self, job: Job, stack: ExitStack) -> Plan:  # noqa: ARG002 - carries no descriptors
+    def plan(self, job: Job, stack: ExitStack) -> Plan:
         """A clean environment, and folders of its own, which nothing keeps it to."""
         home, workspace = str(job.folder / "home"), str(job.folder / "workspace")
         command = interpreter(sys.executable, self.runner, job.spec)
@@ -114,7 +120,7 @@ class _PlainProcess:
         return Plan(
             argv=("/bin/sh", "-c", SAY_READY_THEN_RUN, "sh", *command),
             cwd=workspace,
-            places=job.places,
+            places={**job.places, **variables_place(job.spec, stack)},
             env={
                 **tools.environment("/usr/local/bin:/usr/bin:/bin"),
                 "HOME": home,

@@ -14,21 +14,31 @@ import os
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from agent_runtime.config import RuntimeConfig
+from agent_runtime.errors import InvalidRequest
 from agent_runtime.gateway.broker import Gateway
 from agent_runtime.ports import Authenticator, ModelGateway, SandboxProvider
-from agent_runtime.profile import AgentProfile
+from agent_runtime.profile import AgentProfile, default_profile
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from agent_runtime_adapters.profiles.files import FileProfiles
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.packages import recipe_for
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
+from agent_runtime_sandbox.image import Recipe
 
 from .settings import SandboxKind, Settings
+
+if TYPE_CHECKING:
+    from agent_runtime_adapters.sandboxes.modal.image import Images
+
+MODAL_APP: Final = "agent-runtime"
+"""The app in Modal that sandboxes and images belong to, unless another one is named."""
 
 _log = structlog.get_logger(__name__)
 
@@ -63,6 +73,7 @@ def compose(
         secrets=_secrets(settings.secrets),
         viewer_backlog_bytes=settings.viewer_backlog_bytes,
         sync_interval_s=settings.sync_interval_s,
+        runner_silence_s=settings.runner_silence_s,
         interrupt_grace_s=settings.interrupt_grace_s,
         wake_timeout_s=settings.wake_timeout_s,
         orphan_timeout_s=settings.orphan_timeout_s,
@@ -72,6 +83,35 @@ def compose(
         pool=settings.pool,
         reap_interval_s=settings.reap_interval_s,
     )
+
+
+def known_profiles(settings: Settings) -> tuple[AgentProfile, ...]:
+    """The built-in profile and those of the folder, which may replace it. Raises `InvalidRequest`."""
+    if settings.profiles is not None and not settings.profiles.is_dir():
+        detail = f"there is no folder of profiles called '{settings.profiles.name}'"
+        raise InvalidRequest(detail, code="invalid_settings")
+    folder = settings.profiles or settings.data / "profiles"
+    if not folder.is_dir():
+        return (default_profile(),)
+    files = FileProfiles(folder)
+    for problem in files.problems():
+        _log.warning("profile_refused", problem=problem)
+    return (default_profile(), *files.profiles())
+
+
+def image_for(profile: AgentProfile) -> Recipe:
+    """The image that its sandboxes need. Raises `SandboxFault` for what is no package."""
+    return recipe_for(profile.sandbox.dependencies)
+
+
+async def modal_images(app: str | None, environment: str | None) -> Images:
+    """The images of the user's Modal account. Raises `InvalidRequest` where Modal's SDK is missing."""
+    try:
+        from agent_runtime_adapters.sandboxes.modal.image import Images, open_app  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        detail = "Modal's SDK is not installed: pip install 'agent-runtime[modal]'"
+        raise InvalidRequest(detail, code="modal_not_installed") from error
+    return Images(await open_app(app or MODAL_APP, environment), environment=environment)
 
 
 def _profiles(chosen: Path | None, own: Path) -> Callable[[], Awaitable[tuple[AgentProfile, ...]]]:

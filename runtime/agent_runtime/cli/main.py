@@ -1,4 +1,4 @@
-"""The command line: `agent-runtime serve | demo | doctor | sessions`.
+"""The command line: `agent-runtime serve | demo | doctor | sessions | deploy-image`.
 
 Bad input gets one clear line and exit code 2. What a command does is in the module of its name;
 nothing here knows more than options.
@@ -21,6 +21,7 @@ import uvloop
 from agent_runtime.errors import RuntimeFault
 
 from . import demo as demo_command
+from . import deploy_image as deploy_image_command
 from . import doctor as doctor_command
 from . import sessions as sessions_command
 from .serve import serve as serve_forever
@@ -78,6 +79,20 @@ def doctor(data: Data = None, sandbox: Kind = None) -> None:
     """Tell what works on this machine, and how to get what does not."""
     _log_to_stderr(logging.WARNING)
     raise typer.Exit(_run(doctor_command.doctor(_settings(None, None, None, data, sandbox))))
+
+
+@app.command("deploy-image")
+def deploy_image(
+    profile: Annotated[list[str] | None, typer.Option(help="For this profile; may be repeated.")] = None,
+    app_name: Annotated[str | None, typer.Option("--app", help="Modal's app [agent-runtime].")] = None,
+    environment: Annotated[str | None, typer.Option(help="Modal's environment [the account's own].")] = None,
+    data: Data = None,
+    config: Config = None,
+) -> None:
+    """Build the sandbox's image in your Modal account, and publish it."""
+    _log_to_stderr(logging.WARNING)
+    settings = _settings(config, None, None, data, None)
+    _run(deploy_image_command.deploy_image(settings, profile or (), app=app_name, environment=environment))
 
 
 @sessions.command("list")

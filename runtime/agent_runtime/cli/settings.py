@@ -47,6 +47,7 @@ class Settings(Strict):
     secrets: tuple[VariableName, ...] = Field(default=(), max_length=50)
     viewer_backlog_bytes: int = Field(default=8 * _MIB, ge=64 * 1024)
     sync_interval_s: float = Field(default=1.0, gt=0)
+    runner_silence_s: float = Field(default=45.0, gt=0)
     interrupt_grace_s: float = Field(default=10.0, gt=0)
     wake_timeout_s: float = Field(default=60.0, gt=0)
     orphan_timeout_s: float = Field(default=600.0, gt=0)

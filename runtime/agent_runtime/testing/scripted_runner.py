@@ -75,9 +75,13 @@ class Stage:
         """Write to the agent's own transcript."""
         self._runner.keep("transcript", [{"key": key, "entries": list(entries)}])
 
-    def exit(self) -> None:
+    def exit(self, code: int | None = None) -> None:
         """The agent's process ends; the sandbox lives on."""
-        self._runner.end_agent("died")
+        self._runner.end_agent("died", code)
+
+    def fault(self, code: str) -> None:
+        """The runner complains of something by itself."""
+        self._runner.keep("fault", [{"code": code, "message": code}])
 
 
 Script: TypeAlias = Callable[[Stage], Awaitable[None]]
@@ -157,11 +161,11 @@ class ScriptedRunner:
             report |= {"encoding": "base64", "content": base64.b64encode(content).decode()}
         self.keep("file", [report])
 
-    def end_agent(self, reason: str) -> None:
+    def end_agent(self, reason: str, code: int | None = 0) -> None:
         """End what plays, and tell."""
         self.started = None
         self.end_playing()
-        self.keep("exit", [{"code": 0, "reason": reason, "message": None}])
+        self.keep("exit", [{"code": code, "reason": reason, "message": None}])
 
     def end_playing(self) -> None:
         """Cancel the scripts that play."""

@@ -254,10 +254,13 @@ class ScriptedSandboxes:
         *,
         gateway_socket: Path | None = None,  # noqa: ARG002 - nothing is asked
     ) -> ScriptedSandbox:
-        """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`)."""
-        for sandbox in self.living():
+        """Find a living sandbox. Raises `SandboxFault` (`sandbox_lost`, or the fate of a dead one)."""
+        for sandbox in self.made:
             if sandbox.ref.sandbox_id == ref.sandbox_id:
-                return sandbox
+                if await sandbox.alive():
+                    return sandbox
+                if (fate := await sandbox.mishap()) is not None:
+                    raise fate
         raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -41,13 +41,16 @@ class AgentEnd:
 class Places:
     """Where an agent works: absolute paths. `gateway` is the unix socket to its model.
 
-    `user`: every process that a driver starts must be started as this one (`identity`); None: as we are.
+    `binaries`: by the driver's name, what to start instead of the agent's own binary: a copy of it that
+    can be run and not read, so that the kernel shuts its process to the tools it starts.
+    `env`: variables for the agent and its tools, secrets among them; the runner itself has them not.
     """
 
     workspace: Path
     home: Path
     gateway: Path | None
-    user: str | None = None
+    binaries: Mapping[str, Path] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Output(Protocol):

@@ -15,11 +15,13 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, cast
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
 from agent_runtime_sandbox.drivers.absent import absent
 from agent_runtime_sandbox.drivers.background import BackgroundTasks
+from agent_runtime_sandbox.drivers.fresh import FreshFolders, fresh_folders
 from agent_runtime_sandbox.drivers.shown_order import NOTE, ShownOrder
 
 with absent("mcp"):
@@ -64,9 +66,9 @@ class ClaudeDriver:
         began = time.monotonic()
         for name in [name for name in os.environ if name.startswith(_FOREIGN_SETTINGS)]:
             del os.environ[name]
-        # It asks the binary for its version, in a process without the agent's user and environment.
-        os.environ["CLAUDE_AGENT_SDK_SKIP_VERSION_CHECK"] = "1"
-        client = sdk.ClaudeSDKClient(self._sdk_options(options, transcript))
+        _check(options)
+        folders = await asyncio.to_thread(fresh_folders, self._places.home)
+        client = sdk.ClaudeSDKClient(self._sdk_options(options, transcript, folders))
         try:
             await client.connect()
         except Exception as error:
@@ -177,21 +179,30 @@ class ClaudeDriver:
         except Exception as error:
             raise DriverError("agent_failed", str(error)[:2000]) from error
 
+    def _binary(self) -> Path | None:
+        """What to start; None: what the SDK comes with. Raises `DriverError`."""
+        chosen = self._places.binaries.get("claude")
+        if chosen is not None and os.access(chosen, os.R_OK):
+            # Then its process would be open to every tool, which could speak for it.
+            raise DriverError("agent_exposed", "the agent's program can be read: somebody changed it")
+        return chosen
+
     def _complain(self, text: str) -> None:
         self._said = [text]
         self._output.stderr(text)
 
-    def _sdk_options(self, options: Mapping[str, Any], transcript: Entries) -> sdk.ClaudeAgentOptions:
-        """Read the runtime's options; camelCase names as in `_OPTIONS`. Raises `DriverError`."""
-        _check(options)
+    def _sdk_options(
+        self, options: Mapping[str, Any], transcript: Entries, folders: FreshFolders
+    ) -> sdk.ClaudeAgentOptions:
+        """Read the runtime's options, which are checked; camelCase names as in `_OPTIONS`."""
         mirror = _Mirror(self._output, transcript)
         prompt = SystemPromptPreset(type="preset", preset="claude_code")
         if instructions := options.get("instructions"):
             prompt["append"] = instructions
         return sdk.ClaudeAgentOptions(
             cwd=self._places.workspace,
-            user=self._places.user,
-            env=_environment(self._places, options.get("gatewayToken") or ""),
+            env=_environment(self._places, folders, options.get("gatewayToken") or ""),
+            cli_path=self._binary(),
             system_prompt=prompt,
             model=options.get("model"),
             permission_mode=options.get("permissionMode") or "bypassPermissions",
@@ -350,18 +361,18 @@ def _subagents(given: Mapping[str, Any]) -> dict[str, sdk.AgentDefinition] | Non
         raise DriverError("invalid_options", "a subagent needs `description` and `prompt`") from error
 
 
-def _environment(places: Places, token: str) -> dict[str, str]:
-    config, scratch = places.home / "claude", places.home / "tmp"
-    for folder in (config, scratch):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _environment(places: Places, folders: FreshFolders, token: str) -> dict[str, str]:
     # Where the SDK unpacks a transcript that is resumed; otherwise it would be the shared /tmp.
-    tempfile.tempdir = str(scratch)
+    tempfile.tempdir = str(folders.scratch)
     environment = {
+        **places.env,
         "HOME": os.environ.get("HOME") or str(places.home),
-        "CLAUDE_CONFIG_DIR": str(config),
-        "CLAUDE_CODE_TMPDIR": str(scratch),
+        "CLAUDE_CONFIG_DIR": str(folders.config),
+        "CLAUDE_CODE_TMPDIR": str(folders.scratch),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
+        # A file in the workspace would begin turns that nobody asked for, at the start and every minute.
+        "CLAUDE_CODE_DISABLE_CRON": "1",
         "IS_SANDBOX": "1",
         "ANTHROPIC_API_KEY": token,
     }

@@ -4,19 +4,23 @@ import asyncio
 import functools
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent_runtime.needs import Resources, SandboxNeeds
 from agent_runtime.ports import Sandbox
 from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.tiers import Tier
 from tests.seen_from_outside import devices_of, groups, is_empty, processes_of
 
 OBEDIENT = """
@@ -105,14 +109,65 @@ async def death_of(sandbox: Sandbox) -> None:
 
 
 @asynccontextmanager
-async def inside(root: Path) -> AsyncIterator[Inside]:
-    provider = LocalSandboxes(root, runner=("-c", OBEDIENT))
+async def inside(
+    root: Path, *, tiers: tuple[Tier, ...] = tuple(Tier), **bounds: float
+) -> AsyncIterator[Inside]:
+    """A sandbox with these bounds (the fields of `Resources`)."""
+    provider = LocalSandboxes(root, runner=("-c", OBEDIENT), tiers=tiers)
     with gateway() as spec:
-        sandbox = await provider.create(spec)
+        needs = SandboxNeeds(resources=Resources.model_validate(bounds))
+        sandbox = await provider.create(replace(spec, needs=needs))
         try:
             yield Inside(sandbox, root)
         finally:
             await sandbox.stop()
+
+
+ORDINARY_USER = 1500
+ORDINARY = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": [], "cwd": "/"}
+
+
+async def as_ordinary_user(program: str, *, join: Sequence[Path] = ()) -> Any:
+    """Run Python as a user who is not root, in these control groups; the JSON that it printed last."""
+    python = await asyncio.to_thread(_interpreter_for_everybody)
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", 'read go; exec "$@"', "sh", python, "-c", program),
+        env={
+            "PYTHONPATH": ":".join(path for path in sys.path if path),
+            "HOME": "/nonexistent",
+            "PATH": os.environ["PATH"],
+        },
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        **ORDINARY,
+    )
+    for group in join:
+        (group / "cgroup.procs").write_text(str(process.pid))
+    printed, complaints = await process.communicate(b"go\n")
+    assert process.returncode == 0, complaints.decode()
+    return json.loads(printed.splitlines()[-1])
+
+
+def _interpreter_for_everybody() -> str:
+    """A Python of our version that another user may run, with our packages."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        with suppress(OSError):
+            done = subprocess.run(
+                [python, "-c", "import sys, pydantic_core, agent_runtime; print(sys.version_info[:2])"],
+                env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
+                **ORDINARY,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.stdout.strip() == str(sys.version_info[:2]):
+                return python
+    wanted = ".".join(map(str, sys.version_info[:2]))
+    why = f"no Python {wanted} can be run by other users: install one below /usr (apt-get install python3)"
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 def _read(pid: int, name: str) -> bytes:

@@ -62,7 +62,7 @@ def test_what_the_table_names_is_refused_and_what_it_calls_absent_is_absent(mach
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_no_number_stands_for_two_calls(machine: str) -> None:
-    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET]
+    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET, seccomp.PRLIMIT]
     calls = [*seccomp.REFUSED.values(), *seccomp.ABSENT.values(), *special]
     numbers = [number for call in calls if (number := getattr(call, machine)) is not None]
     assert len(numbers) == len(set(numbers))
@@ -74,7 +74,7 @@ def test_no_number_stands_for_two_calls(machine: str) -> None:
     arguments=st.lists(st.integers(0, 2**64 - 1)),
 )
 def test_everything_else_is_allowed(machine: str, number: int, arguments: list[int]) -> None:
-    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET]
+    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET, seccomp.PRLIMIT]
     named = {getattr(c, machine) for c in (*seccomp.REFUSED.values(), *seccomp.ABSENT.values(), *special)}
     if number not in named:
         assert judge(machine, number, *arguments) == ALLOWED
@@ -114,3 +114,11 @@ def test_an_unknown_machine_has_no_filter() -> None:
     assert not seccomp.supported("riscv64")
     with pytest.raises(KeyError):
         seccomp.program("riscv64")
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_bounds_are_set_for_oneself_and_for_nobody_else(machine: str) -> None:
+    number = number_of(seccomp.PRLIMIT, machine)
+    assert judge(machine, number, 0, 7) == ALLOWED
+    assert judge(machine, number, 1 << 32, 7) == ALLOWED  # the kernel reads 32 bits of it
+    assert {judge(machine, number, pid, 7) for pid in (1, 2, 2**31)} == {"EPERM"}

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -25,20 +24,19 @@ from modal.exception import (
 )
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime.needs import Dependencies
+from agent_runtime_adapters.sandboxes.packages import recipe_for
 from agent_runtime_sandbox.image import (
     Apt,
-    BadRequirement,
     Base,
     Files,
     Layer,
-    Packages,
     Recipe,
     Shell,
     Step,
     Variables,
-    recipe,
 )
+
+__all__ = ["Images", "layered", "open_app", "recipe_for"]
 
 LOOKUP_S: Final = 60.0
 """For the questions whether an app, or an image of a name, is there."""
@@ -52,15 +50,6 @@ NO_ACCOUNT: Final = (
 
 Told = Callable[[Layer, float | None], None]
 """Told a layer when it begins (None), and again with the seconds that it took."""
-
-
-@lru_cache(maxsize=256)
-def recipe_for(dependencies: Dependencies) -> Recipe:
-    """The image that a profile with these needs. Raises `SandboxFault` (`invalid_dependency`)."""
-    try:
-        return recipe(Packages.of(pip=dependencies.pip, npm=dependencies.npm, apt=dependencies.apt))
-    except BadRequirement as error:
-        raise SandboxFault(f"{error}.", code="invalid_dependency", retryable=False) from error
 
 
 def layered(wanted: Recipe) -> Iterator[tuple[Layer, modal.Image]]:
