@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import json
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -195,6 +196,16 @@ class NeedPromises(_Suite):
             await following.close()
             await sandbox.stop()
             await refused(sandbox.assign("session-8"), SandboxFault, "sandbox_lost")
+
+    @story
+    async def test_variables_and_secrets_reach_the_agent(self, provider: SandboxProvider) -> None:
+        """Those that were asked for, under their names, as they are."""
+        needs = SandboxNeeds(env={"GREETING": "good day, 'you'"}, secrets=("A_TOKEN",))
+        async with one_of(provider, needs=needs, secrets={"A_TOKEN": "s3cret\nline"}) as sandbox:
+            code = "import os, json; print(json.dumps(dict(os.environ)))"
+            seen = json.loads(await _ran(sandbox, code))
+            assert seen["GREETING"] == "good day, 'you'"
+            assert seen["A_TOKEN"] == "s3cret\nline"
 
     @story
     async def test_bounds_are_taken_and_named(self, provider: SandboxProvider) -> None:

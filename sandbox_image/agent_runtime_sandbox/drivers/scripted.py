@@ -40,6 +40,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -77,6 +78,7 @@ class ScriptedDriver:
     def __init__(self, output: Output, places: Places) -> None:
         self._output = output
         self._workspace = places.workspace
+        self._env = places.env
         self._info = {"workspace": str(places.workspace)}
         self._name = uuid.uuid4().hex
         self._inbox: asyncio.Queue[_Message | AgentEnd] = asyncio.Queue()
@@ -182,7 +184,12 @@ class ScriptedDriver:
         """
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-", cwd=self._workspace, stdin=pipe, stdout=pipe, stderr=pipe
+            *(sys.executable, "-"),
+            cwd=self._workspace,
+            env={**os.environ, **self._env},
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
         )
         self._children.add(child.pid)
         try:

@@ -1,6 +1,8 @@
 """Scripted sandboxes for the suite of `ports.SandboxProvider`: they obey as the real runner's driver does."""
 
 import asyncio
+import json
+from typing import Any
 
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import SandboxSpec
@@ -11,11 +13,13 @@ from agent_runtime.testing.scripted_sandbox import ScriptedSandbox, ScriptedSand
 async def obeys(stage: Stage) -> None:
     """The orders of the runner's own scripted driver that the suite gives."""
     verb, _, rest = str(stage.message).partition(" ")
-    result = {"type": "result", "message": stage.turn_id, "interrupted": False}
+    result: dict[str, Any] = {"type": "result", "message": stage.turn_id, "interrupted": False}
     if verb == "lines":
         for number in range(int(rest.split()[0])):
             stage.line({"type": "line", "n": number})
-    if verb == "run":
+    if "os.environ" in rest:
+        result |= {"code": 0, "out": json.dumps(stage.recalled["environment"][0])}
+    elif verb == "run":
         await asyncio.Event().wait()
     stage.line(result)
 
@@ -30,4 +34,6 @@ class Provider(ScriptedSandboxes):
         if not spec.gateway_socket.is_socket():
             raise SandboxFault("The gateway is missing.")
         self.made = self.living()
-        return await super().create(spec)
+        sandbox = await super().create(spec)
+        sandbox.runner.recalled["environment"] = [{**spec.needs.env, **spec.secrets}]
+        return sandbox

@@ -116,6 +116,11 @@ class BoundsWhatItDoesNotKnow(Provider):
         return replace(await super().probe(), enforces=("everything",))
 
 
+class KeepsSecretsToItself(Provider):
+    async def create(self, spec: SandboxSpec) -> ScriptedSandbox:
+        return await super().create(replace(spec, secrets={}))
+
+
 class LosesTheLane(Provider):
     async def create(self, spec: SandboxSpec) -> ScriptedSandbox:
         return await super().create(replace(spec, lane=None))
@@ -194,6 +199,7 @@ PROVIDERS = [
     RestoresNothing,
     ForgetsNothing,
     BoundsWhatItDoesNotKnow,
+    KeepsSecretsToItself,
     LosesTheLane,
     *map(makes, _Flawed.__subclasses__()),
 ]
