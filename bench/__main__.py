@@ -7,9 +7,16 @@ import argparse
 import first_block
 import gateway
 import memory
+import sandbox_start
 import store
 
-BENCHMARKS = {"first_block": first_block, "memory": memory, "store": store, "gateway": gateway}
+BENCHMARKS = {
+    "first_block": first_block,
+    "memory": memory,
+    "store": store,
+    "gateway": gateway,
+    "sandbox_start": sandbox_start,
+}
 
 
 def main() -> None:

@@ -98,6 +98,7 @@ class Holder:
         self._session_id = recorder.session_id
         self._waking: asyncio.Task[None] | None = None
         self._found: RunnerLink | None = None
+        self._idle_timeout_s: float | None = None
 
     # Coming to a sandbox.
 
@@ -117,6 +118,7 @@ class Holder:
             async with asyncio.timeout(bound_s):
                 reference = self._recorder.record.agent_profile_reference
                 profile = await self._recorder.read(lambda: self._profile(reference), bound_s / 2)
+                self._idle_timeout_s = profile.sandbox.idle_timeout_s
                 awake = await self._come_to(profile)
             error = await self._woken(attempt, awake)
         except RuntimeFault as fault:
@@ -191,7 +193,7 @@ class Holder:
         record = self._recorder.record
         for pause_s in (*_FIND_AGAIN_S, None):
             try:
-                self._found = await find(record, self._around, egress=await self._egress())
+                self._found = await find(record, self._around, egress=await self._allowed())
             except RuntimeFault as fault:
                 _log.warning("sandbox_not_found_again", session_id=self._session_id, code=fault.code)
                 self._note_mishap(turn_error(fault))
@@ -204,13 +206,15 @@ class Holder:
         self._recorder.conversation.told_again()
         return None
 
-    async def _egress(self) -> Egress | None:
-        """What the profile allows now; None where it is not to be had."""
+    async def _allowed(self) -> Egress | None:
+        """What the profile lets out now, None where it is not to be had; how long it may rest is noted."""
         try:
-            return (await self._profile(self._recorder.record.agent_profile_reference)).sandbox.egress
+            needs = (await self._profile(self._recorder.record.agent_profile_reference)).sandbox
         except RuntimeFault as fault:
             _log.warning("egress_not_known", session_id=self._session_id, code=fault.code)
             return None
+        self._idle_timeout_s = needs.idle_timeout_s
+        return needs.egress
 
     def go_on(self, unfinished: Iterable[str]) -> None:
         """Hear what the sandbox that was found said meanwhile, silently; `caught_up` waits for the end.
@@ -289,7 +293,7 @@ class Holder:
                     self._machine,
                     feed,
                     agent_idle_s=self._around.agent_idle_s,
-                    sandbox_idle_s=self._around.sandbox_idle_s,
+                    sandbox_idle_s=self._idle_timeout_s or self._around.sandbox_idle_s,
                 ),
             )
         )

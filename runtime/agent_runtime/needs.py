@@ -19,6 +19,9 @@ _GIB: Final = 1024 * _MIB
 _LAST_PORT: Final = 65535
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+ImageName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}(:[A-Za-z0-9][A-Za-z0-9._-]{0,127})?$")
+]
 HostRule = Annotated[
     str,
     StringConstraints(
@@ -114,8 +117,10 @@ class SandboxNeeds(Strict):
     """All that a profile can ask of its sandbox.
 
     `env`: plain variables for the agent and its tools. `secrets`: names of variables of the runtime's
-    own environment that are to be inside, and are then readable by the agent. `lifetime_s`: the
-    longest life of one sandbox; the session outlives it.
+    own environment that are to be inside, and are then readable by the agent. `image`: the published name
+    of an image that takes the place of ours, where the provider has images. `lifetime_s`: the longest
+    life of one sandbox; the session outlives it. `idle_timeout_s`: how long it may rest, in place of the
+    runtime's own. `ports`: the only ones that may be opened from outside; None: any.
     """
 
     resources: Resources = Field(default_factory=Resources)
@@ -123,7 +128,10 @@ class SandboxNeeds(Strict):
     dependencies: Dependencies = Field(default_factory=Dependencies)
     env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=200)
     secrets: tuple[VariableName, ...] = Field(default=(), max_length=50)
+    image: ImageName | None = None
     lifetime_s: float | None = Field(default=None, ge=60)
+    idle_timeout_s: float | None = Field(default=None, gt=0)
+    ports: tuple[Annotated[int, Field(ge=1, le=_LAST_PORT)], ...] | None = Field(default=None, max_length=100)
 
     @property
     def reserved(self) -> tuple[str, ...]:

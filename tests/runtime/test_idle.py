@@ -3,12 +3,13 @@
 import asyncio
 from typing import Any
 
+from agent_runtime.needs import SandboxNeeds
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
-from tests.runtime.world import ANNA, World, killed, runtime, world
+from tests.runtime.world import ANNA, PROFILE, World, killed, runtime, world
 from tests.waiting import eventually
 
 SOON: dict[str, Any] = {"agent_idle_timeout_s": 0.05, "sandbox_idle_timeout_s": 60.0}
@@ -161,3 +162,15 @@ async def test_a_thousand_sessions_that_are_not_used_cost_rows() -> None:
         assert it.log._streams == {}
         listed, _ = await it.manager.list_sessions(ANNA, limit=1000, cursor=None)
         assert len(listed) == 1000
+
+
+async def test_a_profile_says_for_itself_how_long_its_sandbox_may_rest() -> None:
+    hasty = PROFILE.model_copy(update={"sandbox": SandboxNeeds(idle_timeout_s=0.05)})
+    bounds: dict[str, Any] = {"agent_idle_timeout_s": 60.0, "sandbox_idle_timeout_s": 60.0}
+    async with ScriptedSandboxes(remembers) as sandboxes:
+        store = MemoryPersistence()
+        async with runtime(sandboxes, store, profiles=[hasty], **bounds) as it:
+            session_id = await it.new(message="one")
+            await it.ended(session_id, 1)
+            await it.reaches(session_id, Phase.DORMANT)
+            assert sandboxes.living() == []

@@ -92,6 +92,9 @@ class Keeper:
         """Make a sandbox whose runner can be connected to. Raises `SandboxFault`; then nothing is left."""
         if spec.snapshot is not None:
             raise no_snapshots()
+        if spec.needs.image is not None:
+            detail = "The profile names an image; sandboxes of this machine are made of what is on it."
+            raise SandboxFault(detail, code="unsupported", retryable=False)
         with _translated():
             if not spec.gateway_socket.is_socket():
                 raise SandboxFault("The model gateway's socket is missing.")

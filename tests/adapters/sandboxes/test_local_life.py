@@ -10,14 +10,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.needs import SandboxNeeds
 from agent_runtime.records import SandboxRef
 from agent_runtime.testing.sandbox_contract import RUNTIME_ID, gateway, greeted
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 from tests.adapters.sandboxes.machine import (
     OBEDIENT,
     Inside,
@@ -301,3 +304,13 @@ def _instead_of_bubblewrap(script: str, monkeypatch: pytest.MonkeyPatch) -> Iter
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
         yield
+
+
+async def test_a_profile_that_names_an_image_is_refused_in_words() -> None:
+    with place() as root, gateway() as spec:
+        named = replace(spec, needs=SandboxNeeds(image="tools:1"))
+        for provider in (LocalSandboxes(root), UnsafeSubprocess(root)):
+            with pytest.raises(SandboxFault, match="names an image") as refused:
+                await provider.create(named)
+            assert (refused.value.code, refused.value.retryable) == ("unsupported", False)
+            await provider.close()
