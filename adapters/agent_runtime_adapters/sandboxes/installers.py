@@ -33,16 +33,8 @@ SAID_BYTES: Final = 64 * 1024
 _PASSED_ON: Final = (
     *("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
-    *(
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "no_proxy",
-    ),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
 """What an installer gets of the runtime's environment; no key of the runtime's is among it."""
 _PIP_REGISTRY: Final = (
@@ -98,16 +90,14 @@ async def install_node(folder: Path, held: int, *, packages: tuple[str, ...]) ->
     if npm is None:
         raise missing("npm is not installed on this machine: `apt-get install npm`.")
     environment = _passed_on() | {k: v for k, v in os.environ.items() if _NPM_REGISTRY.fullmatch(k)}
-    flags = (
-        *NPM_INSTALL,
-        *NPM_REGISTRY_ONLY,
-        "--location=project",
-        "--install-links=false",
-        "--loglevel=error",
-    )
-    code, said = await _run([npm, *flags, "--prefix", str(folder), *packages], environment, folder, held)
+    cache = folder / ".cache"  # a service's user may have no home to keep one in
+    flags = ("--location=project", "--install-links=false", "--loglevel=error", "--logs-max=0")
+    command = [npm, *NPM_INSTALL, *NPM_REGISTRY_ONLY, *flags, f"--cache={cache}", f"--prefix={folder}"]
+    code, said = await _run([*command, *packages], environment, folder, held)
     if code != 0:
         raise _failed("npm", said, _npm_sentence(said))
+    await asyncio.to_thread(shutil.rmtree, cache, ignore_errors=True)
+    await asyncio.to_thread(seal, folder)
 
 
 async def check_system(packages: tuple[str, ...]) -> None:
@@ -122,13 +112,10 @@ async def check_system(packages: tuple[str, ...]) -> None:
     command = ["dpkg-query", "--show", "--showformat", "${Package} ${Version} ${db:Status-Status}\n", *names]
     _, said = await _run(command, _passed_on(), Path("/"), None, within_s=ASK_WITHIN_S)
     rows = [line.split() for line in said.splitlines()]
-    installed = {row[0]: row[1] for row in rows if len(row) == len(_ROW) and row[-1] == "installed"}
+    installed = {row[0]: row[1] for row in rows if row[2:] == ["installed"]}
     absent = [package for package in packages if not _is_there(package, installed)]
     if absent:
         raise missing(f"Not installed on this machine: `apt-get install {' '.join(absent)}`.")
-
-
-_ROW: Final = ("package", "version", "status")
 
 
 def missing(detail: str) -> SandboxFault:
@@ -283,9 +270,6 @@ def _pip_sentence(said: str) -> str:
 def _npm_sentence(said: str) -> str:
     if _NPM_UNKNOWN.search(said):
         return "a package, or that version of it, is not in the registry."
-    code = _NPM_CODE.search(said)
-    return (
-        f"the packages could not be installed ({code[1]})."
-        if code
-        else "the packages could not be installed."
-    )
+    if code := _NPM_CODE.search(said):
+        return f"the packages could not be installed ({code[1]})."
+    return "the packages could not be installed."

@@ -1,6 +1,7 @@
 """A profile's packages on this machine: installed once, seen inside, and nothing of them run outside."""
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -20,7 +21,8 @@ from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.toolchain import toolchain_here
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
-from tests.adapters.sandboxes.machine import OBEDIENT, Inside, needs_local_sandboxes, place
+from tests.adapters.sandboxes.machine import OBEDIENT, Inside, needs_local_sandboxes, needs_root, place
+from tests.adapters.sandboxes.ordinary_user import run_as_ordinary_user
 from tests.adapters.sandboxes.registries import NpmRegistry, make_wheel, npm_registry, use_wheels_of
 
 TOOLS = Dependencies(pip=("tinypy",), npm=("tinyjs",))
@@ -314,6 +316,54 @@ async def test_an_installer_gets_no_secret_of_the_runtime(
     assert registry.url in told.read_text()
     assert "sk-the-real-one" not in told.read_text()
     assert "NODE_OPTIONS" not in told.read_text()
+
+
+ORDINARY = """
+import asyncio, json, os, shutil, tempfile, time
+from dataclasses import replace
+from pathlib import Path
+from agent_runtime.needs import Dependencies, SandboxNeeds
+from agent_runtime.testing.sandbox_contract import gateway
+from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.package_folders import KEPT_FOR_S, PackageFolders
+from tests.adapters.sandboxes.machine import OBEDIENT, Inside
+SAID = "lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()"
+LOOK = f"said = {SAID}; print(json.dumps([said('tinypy-greet'), said('tinyjs-greet')]))"
+async def main():
+    with tempfile.TemporaryDirectory() as folder, gateway() as spec:
+        root = Path(folder) / "root"
+        provider = LocalSandboxes(root, runner=("-c", OBEDIENT))
+        needs = SandboxNeeds(dependencies=Dependencies(pip=("tinypy",), npm=("tinyjs",)))
+        sandbox = await provider.create(replace(spec, needs=needs))
+        try:
+            said = await Inside(sandbox, root).run(LOOK)
+            kept = [path for path in (root / "dependencies").iterdir() if path.is_dir()]
+            for path in kept:
+                os.utime(path, times=(time.time() - 2 * KEPT_FOR_S,) * 2)
+            PackageFolders(root / "dependencies").sweep()
+            told = json.dumps([said, len(kept), all(path.exists() for path in kept)])
+        finally:
+            await sandbox.stop()
+            await provider.close()
+    print(told)
+asyncio.run(main())
+"""
+
+
+@needs_root
+@needs_local_sandboxes
+async def test_an_ordinary_users_sandboxes_have_them_too_and_keep_what_they_see(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, npm_registry(monkeypatch) as npm:
+        Path(folder).chmod(0o755)  # noqa: ASYNC240
+        make_wheel(Path(folder) / "wheels", "tinypy", "1.0")
+        npm.add("tinyjs", "1.0.0")
+        told = await run_as_ordinary_user(
+            ORDINARY,
+            {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{folder}/wheels", "npm_config_registry": npm.url},
+        )
+    assert json.loads(told.splitlines()[-1]) == [["hello from python", "hello from node"], 2, True]
 
 
 @needs_local_sandboxes
