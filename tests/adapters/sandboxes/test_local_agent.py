@@ -3,48 +3,83 @@
 import json
 import tempfile
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
-from agent_runtime.ports import Channel, SandboxSpec
+from agent_runtime.needs import Dependencies, SandboxNeeds
+from agent_runtime.ports import Channel, Sandbox, SandboxSpec
 from agent_runtime.testing.sandbox_contract import RUNTIME_ID
 from agent_runtime.testing.script import Call, Say
 from agent_runtime.testing.scripted_model import ScriptedModel
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_sandbox import frames
 from tests.adapters.sandboxes.machine import needs_local_sandboxes, place
+from tests.adapters.sandboxes.registries import make_wheel, npm_registry, use_wheels_of
 from tests.seen_from_outside import files_of
 
+NOTHING = Dependencies()
 LOOK = "id -un; pwd; env; python3 -c 'import sys; print(sys.path)'; echo x > made.txt"
 
 
 @needs_local_sandboxes
 async def test_the_agent_answers_and_uses_its_tools_inside() -> None:
-    script = [[Call("Bash", {"command": LOOK, "description": "look around"})], [Say("That was it.")]]
-    with place() as root, tempfile.TemporaryDirectory() as folder:
-        async with ScriptedModel({"look": script}, default="look") as model:
-            gateway = Gateway([Anthropic(model.url, api_key="sk-the-real-one")], Path(folder) / "run")
-            endpoint = await gateway.open("session-1")
-            sandbox = await LocalSandboxes(root).create(
-                SandboxSpec("session-1", RUNTIME_ID, endpoint.socket, 60.0)
-            )
-            try:
-                channel = await sandbox.connect()
-                lines = await _one_turn(channel, endpoint.token)
-                await channel.close()
-                made = files_of(root / sandbox.ref.sandbox_id) / "made.txt"
-                assert made.read_text() == "x\n"
-            finally:
-                await sandbox.stop()
-                await gateway.aclose()
-    said = json.dumps(lines)
+    with place() as root:
+        async with _agent_that_runs(LOOK, root) as (sandbox, channel, token):
+            said = json.dumps(await _one_turn(channel, token))
+            made = files_of(root / sandbox.ref.sandbox_id) / "made.txt"
+            assert made.read_text() == "x\n"
     assert "That was it." in said
     assert r"agent\n/workspace" in said
     for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "/opt/agent-runtime/lib"):
         assert name not in said
     assert "sk-the-real-one" not in said
     assert str(root) not in said
+
+
+@needs_local_sandboxes
+async def test_the_agents_shell_has_the_packages_of_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    python = "tinypy-greet; python3 -c 'import tinypy; print(tinypy.__file__)'"
+    use = f"{python}; tinyjs-greet; node -p 'require(\"tinyjs\")'"
+    wanted = Dependencies(pip=("tinypy",), npm=("tinyjs",))
+    with place() as root, tempfile.TemporaryDirectory() as wheels, npm_registry(monkeypatch) as npm:
+        make_wheel(Path(wheels), "tinypy", "1.0")
+        use_wheels_of(Path(wheels), monkeypatch)
+        npm.add("tinyjs", "1.0.0")
+        async with _agent_that_runs(use, root, wanted) as (_, channel, token):
+            said = json.dumps(await _one_turn(channel, token))
+    assert "hello from python" in said
+    assert "/opt/agent-runtime/deps/python/lib/" in said
+    assert said.count("hello from node") >= 2
+    assert str(root) not in said
+
+
+@asynccontextmanager
+async def _agent_that_runs(
+    command: str, root: Path, wanted: Dependencies = NOTHING
+) -> AsyncIterator[tuple[Sandbox, Channel, str]]:
+    """A sandbox whose agent, told to look, runs this in its shell; a channel to it, and the agent's token."""
+    script = [[Call("Bash", {"command": command, "description": "look around"})], [Say("That was it.")]]
+    async with ScriptedModel({"look": script}, default="look") as model:
+        with tempfile.TemporaryDirectory() as folder:
+            gateway = Gateway([Anthropic(model.url, api_key="sk-the-real-one")], Path(folder) / "run")
+            endpoint = await gateway.open("session-1")
+            provider, needs = LocalSandboxes(root), SandboxNeeds(dependencies=wanted)
+            sandbox = await provider.create(
+                SandboxSpec("session-1", RUNTIME_ID, endpoint.socket, 60.0, needs=needs)
+            )
+            try:
+                channel = await sandbox.connect()
+                yield sandbox, channel, endpoint.token
+                await channel.close()
+            finally:
+                await sandbox.stop()
+                await gateway.aclose()
+                await provider.close()
 
 
 async def _one_turn(channel: Channel, token: str) -> list[dict[str, object]]:
