@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -61,11 +62,14 @@ class Life:
 
 
 class House:
-    """A data folder, the settings that it is served with, and the model."""
+    """A data folder, the settings and the environment that it is served with, and the model."""
 
-    def __init__(self, data: Path, model: ScriptedModel, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, data: Path, model: ScriptedModel, settings: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> None:
         self.data = data
         self.model = model
+        self._environment = environment
         self._config = data / "settings.yaml"
         self._config.write_text(json.dumps({"port": 0, "data": str(data), **settings}))
         self._sandboxes = Registry(data / "sandboxes")
@@ -78,6 +82,7 @@ class House:
             "ANTHROPIC_BASE_URL": self.model.url,
             "ANTHROPIC_API_KEY": "a-key-for-the-stories",
             "AGENT_RUNTIME_TOKEN": TOKEN,
+            **self._environment,
         }
         with (self.data / "errors.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -175,14 +180,18 @@ class House:
 
 @asynccontextmanager
 async def house(
-    data: Path, *, scripts: Mapping[str, Script] | None = None, **settings: Any
+    data: Path,
+    *,
+    scripts: Mapping[str, Script] | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    **settings: Any,
 ) -> AsyncIterator[House]:
     """A folder to serve from, time and again; `settings` are those of a configuration file.
 
     Whatever happens in the block, no sandbox is left after it.
     """
     async with ScriptedModel(scripts=scripts or {}) as model:
-        it = House(data, model, settings)
+        it = House(data, model, settings, environment)
         try:
             yield it
         except BaseException:

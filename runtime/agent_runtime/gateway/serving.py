@@ -16,7 +16,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -120,9 +120,8 @@ class _Beginning(asyncio.Protocol):
         self._silence: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._silence = asyncio.get_running_loop().call_later(_SILENCE_S, transport.abort)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._silence = asyncio.get_running_loop().call_later(_SILENCE_S, self._transport.abort)
         self._among.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - it is gone either way
