@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from agent_runtime_modal_local.drift import Drifted, insist
 from agent_runtime_modal_local.enclosure import NoEnclosure
 from agent_runtime_modal_local.folders import usual_root
 from agent_runtime_modal_local.server import serving
@@ -24,8 +25,9 @@ def main() -> int:
     options = parser.parse_args()
     _allow_many_descriptors()
     try:
+        insist()
         asyncio.run(_serve(options.root or usual_root(), options.port, until_eof=options.until_eof))
-    except (NoEnclosure, OSError) as error:
+    except (Drifted, NoEnclosure, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

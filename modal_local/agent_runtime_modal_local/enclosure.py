@@ -8,7 +8,7 @@ against an attacker: for that there is the local provider of agent-runtime, or M
 Inside, for whoever writes programs for it:
 
     /usr                                 this machine's, read-only
-    /opt/agent-runtime/bin/python        see `toolchain`
+    /opt/agent-runtime/bin/python        see `toolchain`; an image may have more below /opt/agent-runtime
     /etc                                 a small one of its own
     /tmp /root /home/agent /workspace /var/lib    its own, writable; they are what a snapshot holds
     /run /dev/shm                        its own, in memory
@@ -147,6 +147,8 @@ class Enclosures:
         """Make one over `folder/root`, in a control group if there is one. Raises `NoEnclosure`."""
         root = folder / "root"
         _furnish(root, as_root=self.as_root)
+        for source, target in self._toolchain.mounts:
+            _mount_point(root, target, folder=source.is_dir())
         shutil.copytree(self._etc, folder / "etc", symlinks=True)
         told, tell = os.pipe()
         try:
@@ -249,7 +251,7 @@ def _furnish(root: Path, *, as_root: bool) -> None:
     for name in _SYSTEM:  # bubblewrap makes them, and does not want to find any
         if (root / name).is_symlink():
             (root / name).unlink()
-    for path in ("usr", "etc", "proc", "dev", "run", "opt/agent-runtime", "__modal", "root", "var/lib"):
+    for path in ("usr", "etc", "proc", "dev", "run", "root", "var/lib"):
         _plain_folder(root, path)
     for path in ("tmp", "var/tmp"):
         _plain_folder(root, path).chmod(0o1777)
@@ -258,6 +260,20 @@ def _furnish(root: Path, *, as_root: bool) -> None:
         folder = _plain_folder(root, path)
         if fresh and as_root:
             os.chown(folder, AGENT_UID, AGENT_UID)
+
+
+def _mount_point(root: Path, target: str, *, folder: bool) -> None:
+    """A place to mount something on, which nothing that a snapshot brought leads away from."""
+    if folder:
+        _plain_folder(root, target.lstrip("/"))
+        return
+    above, _, name = target.lstrip("/").rpartition("/")
+    file = _plain_folder(root, above) / name
+    if file.is_dir() and not file.is_symlink():
+        shutil.rmtree(file)
+    else:
+        file.unlink(missing_ok=True)
+    file.touch()
 
 
 def _plain_folder(root: Path, path: str) -> Path:

@@ -38,6 +38,29 @@ EXIT_CODES: Final = {"success": 0, "idle": 0, "failure": 1, "lifetime": 124}
 KILLED: Final = 137
 
 
+NOT_OFFERED: Final = (
+    "cloud_bucket_mounts",
+    "custom_domain",
+    "enable_snapshot",
+    "include_oidc_identity_token",
+    "inbound_cidr_allowlist",
+    "nfs_mounts",
+    "proxy_id",
+    "readiness_probe",
+    "s3_mounts",
+    "volume_mounts",
+)
+"""What a sandbox may be asked to have at Modal, and not here: asking is an error, never less in silence."""
+
+
+def not_offered(asked: api.Sandbox) -> list[str]:
+    """What of a request cannot be had here."""
+    given = {descriptor.name for descriptor, _ in asked.ListFields()}
+    lacking: list[str] = [name for name in NOT_OFFERED if name in given]
+    lacking += ["open_ports"] if asked.open_ports.ports else []
+    return lacking + (["gpu"] if asked.resources.gpu_config.ByteSize() else [])
+
+
 def ended(how: str, exit_code: int | None = None) -> Result:
     """The result of a sandbox that ended in one of the ways of `ENDS`."""
     code = EXIT_CODES.get(how, KILLED) if exit_code is None else exit_code

@@ -19,7 +19,7 @@ from agent_runtime_modal_local.clock import Clock
 from agent_runtime_modal_local.enclosure import ENVIRONMENT, Enclosures, NoEnclosure
 from agent_runtime_modal_local.images import Image, Images, new_id
 from agent_runtime_modal_local.processes import Command, Process
-from agent_runtime_modal_local.sandbox import Result, Sandbox, ended
+from agent_runtime_modal_local.sandbox import Result, Sandbox, ended, not_offered
 from agent_runtime_modal_local.terminal import TerminalSize
 
 MOST_LIFETIME_S: Final = 24 * 3600
@@ -174,6 +174,8 @@ class Sandboxes:
     def _check(self, app_id: str, asked: api.Sandbox) -> None:
         if asked.timeout_secs > MOST_LIFETIME_S:
             raise GRPCError(Status.INVALID_ARGUMENT, "Sandbox timeout cannot be longer than 24 hours")
+        if lacking := not_offered(asked):
+            raise GRPCError(Status.UNIMPLEMENTED, f"the local Modal does not offer {', '.join(lacking)}")
         living = (each for each in self._known.values() if each.result is None and each.app_id == app_id)
         if asked.name and any(each.asked.name == asked.name for each in living):
             raise GRPCError(Status.ALREADY_EXISTS, f"Sandbox with name '{asked.name}' already exists")

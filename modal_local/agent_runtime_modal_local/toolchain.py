@@ -37,14 +37,13 @@ def lay_out(stage: Path) -> Toolchain:
     in_usr = prefix.is_relative_to(SYSTEM)
     real = executable if in_usr else INSIDE / "python" / executable.relative_to(prefix)
     (opt / "bin").mkdir(parents=True)
-    (opt / "python").mkdir()
-    (opt / "lib" / version / "site-packages").mkdir(parents=True)
     (opt / "bin" / "python3").symlink_to(real)
     (opt / "pyvenv.cfg").write_text(
         f"home = {real.parent}\ninclude-system-site-packages = {str(sys.prefix == sys.base_prefix).lower()}\n"
     )
     _write_launcher(opt / "bin" / "python", in_usr=in_usr)
-    mounts = [(opt, str(INSIDE))]
+    # Each by itself: an image may have files of its own beside them.
+    mounts = [(opt / name, str(INSIDE / name)) for name in ("bin", "pyvenv.cfg")]
     if not in_usr:
         mounts.append((prefix, str(INSIDE / "python")))
     if not packages.is_relative_to(SYSTEM):

@@ -1,13 +1,14 @@
 """Images: what is put into a layer is inside, what a layer would run is recorded, a snapshot is an image."""
 
 import os
+import shutil
 from pathlib import Path
 
 import modal
 import pytest
 from modal.exception import ImageBuildError, InvalidError, NotFoundError
 
-from tests.modal_local.account import account, both_backends, run
+from tests.modal_local.account import account, both_backends, python, run
 
 
 @pytest.mark.parametrize("copy", [False, True])
@@ -117,8 +118,13 @@ async def test_links_that_a_snapshot_holds_lead_nowhere_on_this_machine(tmp_path
             sandbox, "sh", "-c", f"ln -s {outside} /workspace/link; ln -s {outside}/secret /var/lib/file"
         )
         await run(sandbox, "sh", "-c", f"rm -rf /home /tmp && ln -s {outside} /home && ln -s {outside} /tmp")
+        # The places of the interpreter are mounted: only what is beside them can be moved, before a start.
         snapshot = await sandbox.snapshot_filesystem.aio()
+        (tree,) = (tmp_path / "server").glob(f"*/images/{snapshot.object_id}")
+        shutil.rmtree(tree / "opt/agent-runtime")
+        (tree / "opt/agent-runtime").symlink_to(outside)
         again = await mine.create(image=snapshot)
+        assert await python(again, "print(1)") == "1"
         process = await again.exec.aio("cat", "/workspace/link/secret", "/var/lib/file", "/home/secret")
         assert "of this machine" not in await process.stdout.read.aio()
         assert await run(again, "sh", "-c", "test -d /home/agent && test ! -L /tmp && echo whole") == "whole"

@@ -58,7 +58,7 @@ async def test_the_places_that_everybody_counts_on_can_be_written(tmp_path: Path
             await run(first, "touch", f"{place}/mark")
         for place in places:
             assert "mark" not in await run(second, "ls", place)
-        for place in ("/usr", "/opt/agent-runtime", "/__modal"):
+        for place in ("/usr", "/opt/agent-runtime/bin", "/opt/agent-runtime/python", "/__modal"):
             process = await first.exec.aio("touch", f"{place}/mark")
             assert await process.wait.aio() != 0
             assert "mark" not in await run(first, "ls", place)

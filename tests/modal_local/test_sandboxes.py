@@ -8,7 +8,7 @@ import modal
 import pytest
 from modal.exception import AlreadyExistsError, ConflictError, InvalidError, NotFoundError
 
-from tests.modal_local.account import account, both_backends, client_of, python, run
+from tests.modal_local.account import account, both_backends, client_of, run
 
 
 @both_backends
@@ -232,5 +232,11 @@ async def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
             await modal.Volume.from_name("v", create_if_missing=True, client=mine.client).hydrate.aio(
                 mine.client
             )
-        sandbox = await mine.create()
-        assert await python(sandbox, "print(1)") == "1"
+        for asked in (
+            {"encrypted_ports": [80]},
+            {"readiness_probe": modal.Probe.with_tcp(80)},
+            {"gpu": "any"},
+        ):
+            with pytest.raises(modal.exception.UnimplementedError, match="does not offer"):
+                await mine.create(**asked)
+        assert await mine.listed() == set()
