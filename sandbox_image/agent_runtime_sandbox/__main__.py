@@ -1,7 +1,8 @@
 """The runner's command line: where it listens, where its journal is, when it gives up.
 
 A provider that can passes descriptors (`--listen-fd`, `--journal-fd`), so that nothing inside the
-sandbox has a name for them; another gives paths in a directory that the agent cannot enter.
+sandbox has a name for them; another, which starts it as root, names the user that the agent is to
+be (`--user`) and gives paths in a folder that this user cannot enter (`identity`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import sys
 from pathlib import Path
 
-from agent_runtime_sandbox import frames, process
+from agent_runtime_sandbox import frames, identity, process, trunk
 from agent_runtime_sandbox.drivers import Places
 from agent_runtime_sandbox.manifest import Rules
 from agent_runtime_sandbox.relay import Relay
@@ -27,6 +28,7 @@ def main() -> int:
     process.harden()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="runner: %(message)s")
     options = _parser().parse_args()
+    listener, journal = _listener(options), _journal(options)
     settings = Settings(
         places=_places(options),
         orphan_timeout_s=options.orphan_timeout,
@@ -37,8 +39,8 @@ def main() -> int:
         relay=_relay(options),
     )
     try:
-        with _listener(options) as listener:
-            asyncio.run(_run(listener, _journal(options), settings))
+        with listener:
+            asyncio.run(_run(listener, journal, settings))
     finally:
         process.end_leftovers()
     return 0
@@ -56,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     journal = parser.add_mutually_exclusive_group(required=True)
     journal.add_argument("--journal-fd", type=int, metavar="M", help="a file opened for reading and writing")
     journal.add_argument("--journal", type=Path, metavar="PATH", help="make the journal's file here")
+    parser.add_argument("--user", metavar="NAME", help="started as root: work as this user, and so the agent")
     parser.add_argument("--orphan-timeout", type=float, required=True, metavar="S", help="seconds alone")
     parser.add_argument("--lifetime", type=float, metavar="S", help="end after so many seconds")
     parser.add_argument("--disk-bytes", type=int, metavar="N", help="end when workspace and home take more")
@@ -81,13 +84,19 @@ def _binary(told: str) -> tuple[str, Path]:
 
 
 def _places(options: argparse.Namespace) -> Places:
+    """Where the agent works, and as whom; with a user this process gives up being root here."""
     gateway = os.environ.get(frames.GATEWAY_ENV)
+    workspace, home = Path(os.environ[frames.WORKSPACE_ENV]), Path(os.environ[frames.HOME_ENV])
+    variables = _variables(options.env_fd)
+    if options.user is not None:
+        variables = identity.settle(options.user, workspace, home)
     return Places(
-        workspace=Path(os.environ[frames.WORKSPACE_ENV]),
-        home=Path(os.environ[frames.HOME_ENV]),
+        workspace=workspace,
+        home=home,
         gateway=Path(gateway) if gateway else None,
         binaries=dict(options.agent),
-        env=_variables(options.env_fd),
+        env=variables,
+        user=options.user,
     )
 
 
@@ -114,6 +123,9 @@ def _listener(options: argparse.Namespace) -> socket.socket:
     if options.listen_fd is not None:
         listener = socket.socket(fileno=options.listen_fd)
     else:
+        if options.user is not None:
+            identity.own_folder(options.listen.parent, identity.RUNNER_UID, identity.RUNNER_UID, 0o700)
+            (options.listen.parent / trunk.PID).write_text(str(os.getpid()), encoding="ascii")
         options.listen.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
@@ -122,6 +134,8 @@ def _listener(options: argparse.Namespace) -> socket.socket:
         finally:
             os.umask(mask)
         listener.listen()
+        if options.user is not None:
+            os.chown(options.listen, identity.RUNNER_UID, identity.RUNNER_UID)
     listener.set_inheritable(False)
     return listener
 

@@ -45,6 +45,8 @@ class _Suite:
 
     in_a_row = 100
     """How many sandboxes are made one after the other; fewer where each takes long."""
+    objects_aside = 0
+    """How many objects a vendor's client may come to hold by itself, however many sandboxes there were."""
 
     def restarted(self, provider: SandboxProvider) -> SandboxProvider:
         """Another provider over the same place, which knows nothing of what the first remembers."""
@@ -172,7 +174,7 @@ class EndPromises(_Suite):
                 sandbox = await provider.create(spec)
                 await sandbox.stop()
             del sandbox
-            assert await _objects() - before < self.in_a_row
+            assert await _objects() - before < self.in_a_row + self.objects_aside
             assert self.leftovers() == seen
 
 

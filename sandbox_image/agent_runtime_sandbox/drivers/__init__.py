@@ -44,6 +44,7 @@ class Places:
     `binaries`: by the driver's name, what to start instead of the agent's own binary: a copy of it that
     can be run and not read, so that the kernel shuts its process to the tools it starts.
     `env`: variables for the agent and its tools, secrets among them; the runner itself has them not.
+    `user`: every process that a driver starts must be started as this one (`identity`); None: as we are.
     """
 
     workspace: Path
@@ -51,6 +52,7 @@ class Places:
     gateway: Path | None
     binaries: Mapping[str, Path] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    user: str | None = None
 
 
 class Output(Protocol):

@@ -66,6 +66,8 @@ class ClaudeDriver:
         began = time.monotonic()
         for name in [name for name in os.environ if name.startswith(_FOREIGN_SETTINGS)]:
             del os.environ[name]
+        # It asks the binary for its version, in a process without the agent's user and environment.
+        os.environ["CLAUDE_AGENT_SDK_SKIP_VERSION_CHECK"] = "1"
         _check(options)
         folders = await asyncio.to_thread(fresh_folders, self._places.home)
         client = sdk.ClaudeSDKClient(self._sdk_options(options, transcript, folders))
@@ -203,6 +205,7 @@ class ClaudeDriver:
             cwd=self._places.workspace,
             env=_environment(self._places, folders, options.get("gatewayToken") or ""),
             cli_path=self._binary(),
+            user=self._places.user,
             system_prompt=prompt,
             model=options.get("model"),
             permission_mode=options.get("permissionMode") or "bypassPermissions",
