@@ -163,7 +163,7 @@ class ModalSandbox:
                 await call(handle.detach.aio(), self._options.call_within_s)  # type: ignore[no-untyped-call]
 
     def renew(self) -> None:
-        """Look the handle up again when it is needed next. The old one may be in use, and closes by itself."""
+        """Look the handle up again when it is needed; the old one may be in use, and closes by itself."""
         self._handle = None
 
     def _open_trunk(self) -> Trunk:
