@@ -111,7 +111,7 @@ async def wake(
     link: RunnerLink | None = None
     try:
         await recorder.flush()  # what an earlier sandbox told is part of what is restored
-        await say("Starting the sandbox")
+        await say("Starting the sandbox" + (" with its packages" if profile.sandbox.dependencies else ""))
         sandbox, whole = await _sandbox(recorder, profile, around)
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
         recorder.restoring = frozenset(recorder.files if whole else ())

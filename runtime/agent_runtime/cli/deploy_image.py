@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.profile import DEFAULT_PROFILE_ID, AgentProfile
@@ -33,7 +34,8 @@ async def deploy_image(
     images = await modal_images(app, environment)
     console = Console(stderr=True)
     for recipe, names in wanted:
-        console.print(f"[bold]{recipe.name}[/] for {', '.join(names)}", highlight=False)
+        told = f"[bold]{recipe.name}[/] for {escape(', '.join(names))}"
+        console.print(told, highlight=False, soft_wrap=True)
         with _Progress(console) as progress:
             await images.of(recipe, progress.told)
         if not progress.built:
@@ -73,6 +75,9 @@ def _chosen(known: Iterable[AgentProfile], profile_ids: Sequence[str]) -> list[A
     for profile_id in profile_ids:
         if profile_id not in profiles:
             raise InvalidRequest(f"there is no profile called '{profile_id}'", code="profile_not_found")
+        if profiles[profile_id].sandbox.image is not None:
+            detail = f"the profile '{profile_id}' names an image of its own: there is nothing to build"
+            raise InvalidRequest(detail, code="image_named")
     return [profiles[profile_id] for profile_id in dict.fromkeys(profile_ids)]
 
 

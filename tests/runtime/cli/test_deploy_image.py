@@ -192,6 +192,15 @@ async def test_a_package_that_is_none_is_refused_before_modal_is_asked(tmp_path:
     assert done.errors == "agent-runtime: npm: 'file:/etc' is not a package of the registry with a version.\n"
 
 
+async def test_a_profile_with_an_image_of_its_own_has_nothing_to_build(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "own.yaml").write_text("sandbox: {image: 'mine:v1'}\n")
+    done = await deploy({"MODAL_SERVER_URL": "http://127.0.0.1:9"}, "--profile", "own", data=tmp_path)
+
+    assert done.code == 2
+    assert done.errors.startswith("agent-runtime: the profile 'own' names an image of its own")
+
+
 async def test_modal_that_does_not_answer_is_a_fault(tmp_path: Path) -> None:
     async with a_modal() as server:
         await server.set_fault(Fault("ImageGetByTag", Do.FAIL, times=None))
