@@ -143,10 +143,11 @@ class Enclosures:
         self._etc = stage / "etc"
         _write_etc(self._etc)
 
-    async def make(self, folder: Path, *, network: bool, group: Group | None) -> Enclosure:
+    async def make(self, folder: Path, *, workdir: str, network: bool, group: Group | None) -> Enclosure:
         """Make one over `folder/root`, in a control group if there is one. Raises `NoEnclosure`."""
         root = folder / "root"
         _furnish(root, as_root=self.as_root)
+        _plain_folder(root, workdir.lstrip("/"))
         for source, target in self._toolchain.mounts:
             _mount_point(root, target, folder=source.is_dir())
         shutil.copytree(self._etc, folder / "etc", symlinks=True)

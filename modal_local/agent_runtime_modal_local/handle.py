@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any, Final, Self
 from agent_runtime_modal_local.faults import Fault
 from agent_runtime_modal_local.folders import sweep, usual_root
 
+START_WITHIN_S: Final = 30.0
 STOP_WITHIN_S: Final = 20.0
 ANSWER_WITHIN_S: Final = 30.0
 LINE_BYTES: Final = 16 * 1024**2
@@ -57,7 +59,8 @@ class LocalModal:
             start_new_session=True,
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        spoken, _, _ = select.select([self._process.stdout], [], [], START_WITHIN_S)
+        line = self._process.stdout.readline() if spoken else b""
         if not line:
             self.stop()
             raise LocalModalError("the local Modal did not start; its stderr says why")

@@ -19,6 +19,7 @@ from agent_runtime_modal_local.images import Image
 from agent_runtime_modal_local.processes import Process
 
 Result = api.GenericResult
+HOME: Final = "/root"
 USUAL_LIFETIME_S: Final = 300
 EXECS_KEPT: Final = 64
 """How many processes that have exited are remembered with what they printed, in each sandbox."""
@@ -103,7 +104,7 @@ class Sandbox:
     @property
     def workdir(self) -> str:
         """Where its processes begin."""
-        return self.asked.workdir or self.image.workdir or "/root"
+        return self.asked.workdir or self.image.workdir or HOME
 
     def exec_of(self, exec_id: str) -> Process:
         """Raises `GRPCError` (NOT_FOUND)."""

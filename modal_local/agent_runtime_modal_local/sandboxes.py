@@ -19,7 +19,7 @@ from agent_runtime_modal_local.clock import Clock
 from agent_runtime_modal_local.enclosure import ENVIRONMENT, Enclosures, NoEnclosure
 from agent_runtime_modal_local.images import Image, Images, new_id
 from agent_runtime_modal_local.processes import Command, Process
-from agent_runtime_modal_local.sandbox import Result, Sandbox, ended, not_offered
+from agent_runtime_modal_local.sandbox import HOME, Result, Sandbox, ended, not_offered
 from agent_runtime_modal_local.terminal import TerminalSize
 
 MOST_LIFETIME_S: Final = 24 * 3600
@@ -76,7 +76,9 @@ class Sandboxes:
         try:
             await self._images.unpack(image, asked.mount_ids, folder / "root")
             network = not _blocks_all(asked.network_access)
-            enclosure = await self._enclosures.make(folder, network=network, group=group)
+            enclosure = await self._enclosures.make(
+                folder, workdir=image.workdir or HOME, network=network, group=group
+            )
         except (OSError, NoEnclosure, TimeoutError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise GRPCError(Status.INTERNAL, f"the sandbox could not be made: {error}") from error

@@ -29,6 +29,7 @@ class Terminal:
         packed = struct.pack("HHHH", size.rows, size.columns, 0, 0)
         fcntl.ioctl(self.inside, termios.TIOCSWINSZ, packed)
         self._closed = False
+        self._waiting: set[asyncio.Event] = set()
 
     def close_inside(self) -> None:
         """The process has its end now."""
@@ -39,13 +40,15 @@ class Terminal:
         if not self._closed:
             self._closed = True
             os.close(self._ours)
+            for ready in self._waiting:
+                ready.set()
 
     async def pump(self, output: Output) -> None:
         """Read until nobody holds the other end, then close."""
         loop = asyncio.get_running_loop()
         try:
             while True:
-                await _ready(loop.add_reader, loop.remove_reader, self._ours)
+                await self._ready(loop.add_reader, loop.remove_reader)
                 try:
                     piece = os.read(self._ours, CHUNK_BYTES)
                 except BlockingIOError:
@@ -68,16 +71,17 @@ class Terminal:
             try:
                 rest = rest[os.write(self._ours, rest) :]
             except BlockingIOError:
-                await _ready(loop.add_writer, loop.remove_writer, self._ours)
+                await self._ready(loop.add_writer, loop.remove_writer)
 
-
-async def _ready(
-    add: Callable[[int, Callable[[], None]], None], remove: Callable[[int], bool], descriptor: int
-) -> None:
-    """Wait until a descriptor can be read or written."""
-    ready = asyncio.Event()
-    add(descriptor, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        remove(descriptor)
+    async def _ready(
+        self, add: Callable[[int, Callable[[], None]], None], remove: Callable[[int], bool]
+    ) -> None:
+        """Wait until our end can be read or written, or is closed."""
+        ready = asyncio.Event()
+        self._waiting.add(ready)
+        add(self._ours, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._waiting.discard(ready)
+            remove(self._ours)

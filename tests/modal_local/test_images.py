@@ -40,11 +40,11 @@ async def test_what_a_layer_runs_is_recorded_and_not_run(tmp_path: Path, backend
 @both_backends
 async def test_environment_and_folder_of_an_image_hold_inside(tmp_path: Path, backend: str) -> None:
     async with account(tmp_path, backend) as mine:
-        image = modal.Image.debian_slim().env({"SET": "by $the image"}).workdir("/workspace")
+        image = modal.Image.debian_slim().env({"SET": "by $the image"}).workdir("/var/lib/app")
         image = image.dockerfile_commands("ENV PATH=/somewhere:$PATH")
         sandbox = await mine.create(image=image)
         told = await run(sandbox, "sh", "-c", "echo $SET; pwd; echo $PATH")
-        assert told.splitlines()[:2] == ["by $the image", "/workspace"]
+        assert told.splitlines()[:2] == ["by $the image", "/var/lib/app"]
         assert told.splitlines()[2].startswith("/somewhere:/usr/local/bin:")
         assert await run(sandbox, "printenv", "SET", env={"SET": "by a call"}) == "by a call"
 

@@ -73,6 +73,8 @@ async def test_a_command_that_is_not_there_ends_with_127(tmp_path: Path) -> None
         process = await sandbox.exec.aio("no-such-command")
         assert "no-such-command" in await process.stderr.read.aio()
         assert await process.wait.aio() == 127
+        nowhere = await sandbox.exec.aio("true", workdir="/no/such/folder")
+        assert await nowhere.wait.aio() == 125
 
 
 @both_backends
