@@ -167,7 +167,12 @@ class Enclosures:
         finally:
             os.close(tell)
         with os.fdopen(told, "rb") as info:
-            await _until_ready(outer)
+            try:
+                await _until_ready(outer)
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    outer.kill()
+                raise
             pid = int(json.loads(info.read())["child-pid"])
             return Enclosure(outer, pid, self.as_root, own_network=not network)
 

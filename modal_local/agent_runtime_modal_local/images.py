@@ -8,6 +8,7 @@ else that a layer would run, is written down and believed.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import shlex
@@ -133,8 +134,13 @@ class Images:
 
     def mount(self, files: Iterable[api.MountFile]) -> str:
         """Lay files out as they shall lie in a sandbox; the id of that. Raises `GRPCError`."""
-        mount_id = new_id("mo-")
+        files = tuple(files)
+        said = json.dumps([(file.filename, file.sha256_hex, file.mode) for file in files])
+        mount_id = f"mo-{hashlib.sha256(said.encode()).hexdigest()[:22]}"
+        if mount_id in self._mounts:
+            return mount_id
         tree = self._folder / "mounts" / mount_id
+        shutil.rmtree(tree, ignore_errors=True)
         tree.mkdir(parents=True)
         for file in files:
             place = _below(tree, file.filename)

@@ -63,6 +63,8 @@ class Router(Service):
     async def start(self, request: tcr.TaskExecStartRequest) -> tcr.TaskExecStartResponse:
         """Start a process under an id of the client's choice."""
         sandbox = self._sandboxes.of_task(request.task_id)
+        if request.exec_id in sandbox.execs:
+            return tcr.TaskExecStartResponse()
         env = self._account.environment_of(request.secret_ids) | dict(request.env)
         env |= self._account.environment(request.secret_sources)
         pty = request.pty_info

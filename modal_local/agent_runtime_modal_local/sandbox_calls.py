@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Final
@@ -143,9 +144,10 @@ class SandboxCalls(ControlPlane):
         if main is not None:
             errors = request.file_descriptor == api.FILE_DESCRIPTOR_STDERR
             output = main.err if errors else main.out
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
             while data := await output.read(offset):
                 offset += len(data)
-                text = data.decode("utf-8", "replace")
+                text = decoder.decode(data)
                 log = api.TaskLogs(data=text, file_descriptor=request.file_descriptor)
                 yield api.TaskLogsBatch(entry_id=str(offset), items=[log])
         yield api.TaskLogsBatch(entry_id=str(offset), eof=True)

@@ -26,6 +26,8 @@ MOST_LIFETIME_S: Final = 24 * 3600
 MEMORY_LOOK_S: Final = 0.1
 ENDED_KEPT: Final = 500
 """How many ended sandboxes are still known by their id."""
+OUTPUTS_KEPT: Final = 16
+"""Of how many of them it can still be read what their entrypoint printed."""
 V1_ID_LENGTH, V2_ID_LENGTH = 22, 26
 _Access = api.NetworkAccess.NetworkAccessType
 
@@ -81,6 +83,8 @@ class Sandboxes:
             )
         except (OSError, NoEnclosure, TimeoutError) as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if group is not None:
+                group.remove()
             raise GRPCError(Status.INTERNAL, f"the sandbox could not be made: {error}") from error
         now = self._clock.now()
         sandbox = Sandbox(
@@ -99,7 +103,11 @@ class Sandboxes:
         )
         self._known[sandbox_id] = sandbox
         self._background.spawn(self._watch(sandbox))
-        await self._start_main(sandbox)
+        try:
+            await self._start_main(sandbox)
+        except GRPCError:
+            await self.end(sandbox, ended("init_failure"))
+            raise
         return sandbox
 
     def get(self, sandbox_id: str) -> Sandbox:
@@ -233,11 +241,12 @@ class Sandboxes:
             await asyncio.sleep(0.02)
 
     def _forget_old(self) -> None:
-        over = [key for key, each in self._known.items() if each.result is not None][:-ENDED_KEPT]
-        for key in over:
-            sandbox = self._known.pop(key)
+        over = [each for each in self._known.values() if each.result is not None]
+        for sandbox in over[:-OUTPUTS_KEPT]:
             if sandbox.main is not None:
                 sandbox.main.forget()
+        for sandbox in over[:-ENDED_KEPT]:
+            del self._known[sandbox.sandbox_id]
 
 
 def _blocks_all(access: api.NetworkAccess) -> bool:

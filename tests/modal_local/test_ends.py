@@ -9,6 +9,7 @@ from modal.exception import NotFoundError, SandboxTerminatedError, SandboxTimeou
 
 from agent_runtime_modal_local import LocalModalError
 from agent_runtime_modal_local.cgroup import parent_of_groups
+from agent_runtime_modal_local.sandboxes import OUTPUTS_KEPT
 from tests.modal_local.account import Account, account, both_backends, python, run
 
 needs_groups = pytest.mark.skipif(
@@ -119,6 +120,18 @@ async def test_one_that_was_terminated_says_so(tmp_path: Path) -> None:
             await mine.server.end("sb-unknown", "terminated")
         with pytest.raises(LocalModalError):
             await mine.server.end(sandbox.object_id, "of boredom")
+
+
+async def test_what_an_entrypoint_printed_can_be_read_after_the_end_for_a_while(tmp_path: Path) -> None:
+    async with account(tmp_path) as mine:
+        soon, late = await mine.create("echo", "heard"), await mine.create("echo", "forgotten")
+        for sandbox in (soon, late):
+            await sandbox.wait.aio()
+        assert await soon.stdout.read.aio() == "heard\n"
+        for _ in range(OUTPUTS_KEPT):
+            await (await mine.create()).terminate.aio()
+        assert await late.stdout.read.aio() == ""
+        assert await late.poll.aio() == 0
 
 
 async def test_one_whose_first_process_is_killed_has_failed(tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ async def test_a_known_layer_is_not_built_again(tmp_path: Path) -> None:
         assert (await mine.server.calls())["ImageJoinStreaming"] == 4
 
 
+async def test_files_that_are_the_same_are_kept_once(tmp_path: Path) -> None:
+    local = tmp_path / "file"
+    local.write_text("x")
+    async with account(tmp_path / "server") as mine:
+        for _ in range(3):
+            await mine.create(image=modal.Image.debian_slim().add_local_file(local, "/workspace/file"))
+        assert len(list((tmp_path / "server").glob("*/mounts/*"))) == 1
+        assert (await mine.server.calls())["MountPutFile"] == 1
+
+
 async def test_an_image_that_was_published_is_found_by_its_name(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         built = await modal.Image.debian_slim().env({"IT": "is this one"}).build.aio(mine.app)
