@@ -1,4 +1,4 @@
-"""How long a person waits for the agent's first block: cold, warm and prewarmed, beside the bare agent.
+"""How long a person waits for the agent's first block: cold, pooled, prewarmed, warm, beside the bare agent.
 
 The variants run in rounds, one of each a round, in an order that turns, so that a busy minute of the
 machine meets all of them. The model answers at once: what is left is our time and the agent's own.
@@ -14,13 +14,15 @@ from itertools import pairwise
 
 from bare_agent import bare_agent
 from figures import save, summary, table
-from served import System, Turn, new_session, post, scripted_model, served, viewing
+from served import WITHIN_S, System, Turn, new_session, post, scripted_model, served, viewing
 
 COLD, WARM, AGAIN = "ours, cold session", "ours, warm", "ours, woken again (history restored)"
-PREWARMED = "ours, prewarmed"
+PREWARMED, POOLED = "ours, prewarmed", "ours, cold session, pooled sandbox"
 BARE_COLD, BARE_WARM = "bare agent, being spawned", "bare agent, second turn"
 BARE_READY = "bare agent, set up and waiting"
-PEERS = {COLD: BARE_COLD, AGAIN: BARE_COLD, PREWARMED: BARE_READY, WARM: BARE_WARM}
+PEERS = {COLD: BARE_COLD, POOLED: BARE_COLD, AGAIN: BARE_COLD, PREWARMED: BARE_READY, WARM: BARE_WARM}
+SETTLED_S = 2.0
+"""A runner that waits has imported the agent's library by then; who comes earlier waits for that."""
 STARTING_SANDBOX, STARTING_AGENT = "Starting the sandbox", "Starting the agent"
 
 Measured = dict[str, list[Turn]]
@@ -47,6 +49,24 @@ async def prewarmed(system: System, _: str, into: Measured) -> None:
     await post(system, f"/api/sessions/{session_id}/stop")
 
 
+async def pooled(system: System, _: str, into: Measured) -> None:
+    """The first message of a session for which a sandbox waits."""
+    async with asyncio.timeout(WITHIN_S):
+        while not await waiting(system):  # noqa: ASYNC110 - a server is asked
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(SETTLED_S)
+    session_id = await new_session(system)
+    async with viewing(system, session_id) as viewer:
+        into[POOLED].append(await viewer.turn())
+    await post(system, f"/api/sessions/{session_id}/stop")
+
+
+async def waiting(system: System) -> int:
+    """How many sandboxes wait for a session."""
+    async with system.http.get("/ready") as answer:
+        return int((await answer.json())["parts"]["pool"]["waiting"])
+
+
 async def bare(_: System, model_url: str, into: Measured) -> None:
     """The binary by hand: from its spawn, and its second turn."""
     async with bare_agent(model_url) as agent:
@@ -63,6 +83,7 @@ async def bare_ready(_: System, model_url: str, into: Measured) -> None:
 
 VARIANTS: tuple[Callable[[System, str, Measured], Awaitable[None]], ...] = (
     cold_warm_again,
+    pooled,
     prewarmed,
     bare,
     bare_ready,
@@ -72,13 +93,17 @@ VARIANTS: tuple[Callable[[System, str, Measured], Awaitable[None]], ...] = (
 async def measure(runs: int) -> Measured:
     """So many runs of each; one round before them is not counted: it fills caches and probes."""
     measured: Measured = defaultdict(list)
-    async with scripted_model() as model_url, served(model_url) as system:
+    async with (
+        scripted_model() as model_url,
+        served(model_url) as system,
+        served(model_url, pool={"size": 1}) as with_pool,
+    ):
         for variant in VARIANTS:
-            await variant(system, model_url, defaultdict(list))
+            await variant(with_pool if variant is pooled else system, model_url, defaultdict(list))
         for run in range(runs):
             first = run % len(VARIANTS)
             for variant in VARIANTS[first:] + VARIANTS[:first]:
-                await variant(system, model_url, measured)
+                await variant(with_pool if variant is pooled else system, model_url, measured)
             print(f"round {run + 1} of {runs}", flush=True)
     return measured
 
@@ -103,7 +128,7 @@ def tell(measured: Measured) -> dict[str, object]:
     first = {name: summary([turn.first_block for turn in turns], 1000) for name, turns in measured.items()}
     whole = {name: summary([turn.end for turn in turns], 1000) for name, turns in measured.items()}
     ratios = {name: round(first[name]["median"] / first[peer]["median"], 2) for name, peer in PEERS.items()}
-    order = [COLD, AGAIN, BARE_COLD, PREWARMED, BARE_READY, WARM, BARE_WARM]
+    order = [COLD, POOLED, AGAIN, BARE_COLD, PREWARMED, BARE_READY, WARM, BARE_WARM]
     table(
         "From sending a message to the agent's first block, ms",
         ["variant", "median", "min", "max", "x bare", "turn's end, median"],

@@ -52,16 +52,18 @@ async def scripted_model() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def served(model_url: str) -> AsyncIterator[System]:
-    """Run `agent-runtime serve` on a fresh folder."""
+async def served(model_url: str, **settings: Any) -> AsyncIterator[System]:
+    """Run `agent-runtime serve` on a fresh folder; `settings` by the names that a file has for them."""
     with TemporaryDirectory(prefix="agent-runtime-bench-", ignore_cleanup_errors=True) as folder:
         data = Path(folder)
         program = str(Path(sys.executable).with_name("agent-runtime"))
+        config = data / "settings.yaml"
+        config.write_text(json.dumps({"port": 0, "data": str(data / "data"), **settings}))
         env = {**os.environ, "ANTHROPIC_BASE_URL": model_url, "ANTHROPIC_API_KEY": "sk-ant-bench"}
-        async with process(program, "serve", "--port", "0", "--data", folder, env=env) as (server, ready):
+        async with process(program, "serve", "--config", str(config), env=env) as (server, ready):
             headers = {"Authorization": f"Bearer {ready['token']}"}
             async with aiohttp.ClientSession(ready["url"], headers=headers) as http:
-                yield System(ready["url"], ready["token"], server.pid, data, http)
+                yield System(ready["url"], ready["token"], server.pid, data / "data", http)
 
 
 @asynccontextmanager
