@@ -16,6 +16,7 @@ from aiohttp import web
 
 from agent_runtime.cli.folder import held
 from agent_runtime.config import RuntimeConfig
+from agent_runtime.pool import PoolSettings
 from agent_runtime.ports import GatewayEndpoint, SandboxProvider
 from agent_runtime.profile import AgentProfile
 from agent_runtime.runtime import AgentRuntime
@@ -40,7 +41,7 @@ BOUNDS: dict[str, Any] = {
 
 def live(told: dict[str, Any], say: int) -> None:
     """Run until a signal. `told`: data, provider, seed, life, calmAt, rates,
-    logBytes, orphanTimeout; and `bounds` over ours."""
+    logBytes, orphanTimeout; perhaps `pool`, and `bounds` over ours."""
     asyncio.run(_live(told, say))
 
 
@@ -77,6 +78,7 @@ def _config(told: dict[str, Any], data: Path) -> RuntimeConfig:
         profiles=(PROFILE,),
         runtime_id=str(told["seed"]),
         orphan_timeout_s=told["orphanTimeout"],
+        pool=PoolSettings(size=told.get("pool", 0), max_age_s=1.0, profiles=(PROFILE.profile_id,)),
         **BOUNDS | told.get("bounds", {}),
     )
 

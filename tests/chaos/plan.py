@@ -12,7 +12,7 @@ from typing import Literal
 
 from tests.chaos.orders import Order, order
 
-SEAMS = ("socket", "log", "store", "channel", "sandbox", "agent", "runtime", "idle", "client")
+SEAMS = ("socket", "log", "store", "channel", "sandbox", "agent", "runtime", "idle", "pool", "client")
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ class Plan:
     socket_rate: float
     log_bytes: int
     idle: dict[str, float]
+    pool: int
     doomed: tuple[Doomed, ...]
 
     def told(self) -> str:
         """For whoever reads of a failure."""
         shape = f"{self.provider}, {self.sessions} sessions x {self.viewers} viewers, {self.lasts:.1f} s"
         rates = f"socket {self.socket_rate:.2f}, log of {self.log_bytes} bytes, rates {self.rates}"
-        lines = [f"seed {self.seed}: {shape}, {rates}, idle {self.idle}"]
+        lines = [f"seed {self.seed}: {shape}, {rates}, idle {self.idle}, pool of {self.pool}"]
         lines += [
             f"  {each.at:5.2f} a session that is deleted {each.deleted_after:.2f} s later"
             for each in self.doomed
@@ -107,6 +108,7 @@ class Plan:
             strikes=tuple(strike for strike in self.strikes if strike.what not in kept),
             blows=() if "runtime" in seams else self.blows,
             idle={} if "idle" in seams else self.idle,
+            pool=0 if "pool" in seams else self.pool,
             doomed=() if "client" in seams else self.doomed,
         )
 
@@ -134,6 +136,7 @@ def plan(seed: int, *, lasts: float = 2.5, provider: Literal["unsafe", "local"] 
         socket_rate=_rate(dice["socket"], 0.9),
         log_bytes=dice["log"].choice([10_000, 60_000, 8 * 1024 * 1024]),
         idle=_idle(dice["idle"]),
+        pool=dice["pool"].choice([0, 0, 0, 1, 2]),
         doomed=_doomed(seed, dice["client"], lasts),
     )
 

@@ -148,6 +148,7 @@ class Story:
             "logBytes": self.plan.log_bytes,
             "orphanTimeout": ORPHAN_TIMEOUT_S,
             "bounds": self.plan.idle,
+            "pool": self.plan.pool,
         }
         began = time.monotonic()
         self._expected_to_end = False
