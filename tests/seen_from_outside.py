@@ -36,8 +36,9 @@ def devices_of(root: Path) -> list[str]:
 
 
 def groups() -> set[Path]:
-    """The control groups of sandboxes, of whatever runtime."""
-    return set(Path("/sys/fs/cgroup").rglob("agent-runtime-sb-*"))
+    """The control groups of sandboxes, of whatever runtime. They come and go while this looks."""
+    walk = os.walk("/sys/fs/cgroup")
+    return {Path(at, name) for at, names, _ in walk for name in names if name.startswith("agent-runtime-sb-")}
 
 
 def is_empty(group: Path) -> bool:

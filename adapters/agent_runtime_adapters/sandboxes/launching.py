@@ -9,6 +9,7 @@ is `keeper`.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import sys
@@ -38,9 +39,13 @@ INFO_PLACE: Final = 6
 """The descriptor to which bubblewrap tells the pid of the sandbox's first process."""
 VARIABLES_PLACE: Final = 7
 """The descriptor from which the runner reads the variables of the agent and its tools, if there are any."""
-FIRST_FREE_PLACE: Final = 8
+LOG_PLACE: Final = 8
+"""The descriptor for what the runner complains about. A shell knows places of one digit only."""
+FIRST_FREE_PLACE: Final = 9
 
-SAY_READY_THEN_RUN: Final = f'echo ready >&{READY_PLACE}; exec "$@" {READY_PLACE}>&-'
+SAY_READY_THEN_RUN: Final = (
+    f'echo ready >&{READY_PLACE}; exec "$@" {READY_PLACE}>&- 2>&{LOG_PLACE} {LOG_PLACE}>&-'
+)
 """A shell script: from here on everything is set up; the shell becomes the runner."""
 RUN_THEN_SAY_READY: Final = f'"$@" && echo ready >&{READY_PLACE}'
 """A shell script: ready only if the command ended well."""
@@ -52,6 +57,7 @@ STAGE: Final = "/tmp"  # noqa: S108 - covered by a tmpfs in a mount namespace of
 """Where a root runtime's launcher gathers the sources of mounts; source n is at `STAGE/n`."""
 
 START_WITHIN_S: Final = 20.0
+_NO_MORE: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 INFO_WITHIN_S: Final = 2.0
 """bubblewrap takes milliseconds to tell; one that hangs has no first process yet."""
 COMPLAINT_BYTES: Final = 2048
@@ -148,18 +154,20 @@ async def launch(plan: Plan, log: Path, note: Note) -> None:
     Whatever this raises, the caller ends the processes that were noted.
     """
     with ExitStack() as stack:
+        complaints = _complaints(stack)
         pipes = _Pipes(*(_pipe(stack) for _ in range(4)))
         try:
             async with asyncio.timeout(START_WITHIN_S):
-                starter = await _spawn(plan, pipes, log)
+                starter = await _spawn(plan, pipes, log, complaints)
                 for pipe in (pipes.report, pipes.ready, pipes.info):
                     pipe.inlet.close()
                 await _follow(starter, pipes, note, tells_inner=plan.tells_inner)
         except TimeoutError as error:
             raise StartFailed("The sandbox took too long to start.") from error
         except StartFailed as failure:
-            failure.complaint = _tail(log)
+            failure.complaint = os.pread(complaints, COMPLAINT_BYTES, 0).decode(errors="replace")
             raise
+        fcntl.fcntl(complaints, fcntl.F_ADD_SEALS, _NO_MORE)
 
 
 async def _follow(starter: Process, pipes: _Pipes, note: Note, *, tells_inner: bool) -> None:
@@ -197,14 +205,24 @@ def _note_told(told: bytes, keeper: ProcessMark, note: Note) -> None:
         note(keeper, inner)
 
 
-async def _spawn(plan: Plan, pipes: _Pipes, log: Path) -> Process:
+def _complaints(stack: ExitStack) -> int:
+    """Where the launcher and bubblewrap complain, until the program is up.
+
+    The sandbox's first process keeps it, and is open to whoever is inside: so it is no file of the host,
+    and takes nothing any more once it is sealed.
+    """
+    memory = os.memfd_create("complaints", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    return stack.enter_context(FileIO(memory, "r+")).fileno()
+
+
+async def _spawn(plan: Plan, pipes: _Pipes, log: Path, complaints: int) -> Process:
     places = {**plan.places, READY_PLACE: pipes.ready.inlet.fileno()}
     report, go = pipes.report.inlet.fileno(), pipes.go.outlet.fileno()
     with ExitStack() as stack:
         if plan.tells_inner:
             places[INFO_PLACE] = _both_ways(pipes.info, stack)
+        places[LOG_PLACE] = stack.enter_context(log.open("ab", buffering=0)).fileno()
         told = hold(_as_json(plan, places, report=report, go=go), stack)
-        complaints = stack.enter_context(log.open("ab", buffering=0))
         return await asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-S", launch_program.__file__, str(told), *plan.cgroups),
@@ -265,10 +283,3 @@ def _both_ways(pipe: _Pipe, stack: ExitStack) -> int:
     """
     opened = os.open(f"/proc/self/fd/{pipe.inlet.fileno()}", os.O_RDWR | os.O_CLOEXEC)
     return stack.enter_context(FileIO(opened, "w")).fileno()
-
-
-def _tail(log: Path) -> str:
-    try:
-        return log.read_bytes()[-COMPLAINT_BYTES:].decode(errors="replace")
-    except OSError:
-        return ""
