@@ -38,8 +38,8 @@ DATA_FILES: Final = {
 """Files that are made for the sandbox; the host's own name people and machines."""
 DATA_PLACES: Final = {path: _FIRST_DATA_PLACE + i for i, path in enumerate(DATA_FILES)}
 
-_SYSTEM_LINKS: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
-_SYSTEM_FILES: Final = (
+SYSTEM_FOLDERS: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
+SYSTEM_FILES: Final = (
     "/etc/ssl",
     "/etc/ca-certificates",
     "/etc/pki/tls",
@@ -86,12 +86,12 @@ def _namespaces() -> list[str]:
 
 def _system() -> list[str]:
     options = ["--ro-bind", "/usr", "/usr"]
-    for link in map(Path, _SYSTEM_LINKS):
+    for link in map(Path, SYSTEM_FOLDERS):
         if link.is_symlink():
             options += ["--symlink", str(link.readlink()), str(link)]
         elif link.is_dir():
             options += ["--ro-bind", str(link), str(link)]
-    for path in _SYSTEM_FILES:
+    for path in SYSTEM_FILES:
         options += ["--ro-bind-try", path, path]
     return [*options, "--proc", "/proc", "--dev", "/dev"]
 

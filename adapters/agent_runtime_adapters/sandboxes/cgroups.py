@@ -98,6 +98,14 @@ def out_of_memory(paths: Iterable[str]) -> int:
     return 0
 
 
+def forbid_new_processes(paths: Iterable[str]) -> None:
+    """From now on nothing in these groups can fork: what is being ended cannot outrun its end."""
+    for path in map(Path, paths):
+        with suppress(OSError):
+            if (path / "pids.max").exists():
+                _write(path / "pids.max", 0)
+
+
 def members(paths: Iterable[str]) -> set[int]:
     """The processes in these groups."""
     found: set[int] = set()

@@ -23,6 +23,7 @@ from agent_runtime.errors import SandboxFault
 IMAGE_NAME: Final = "disk"
 NO_MKFS: Final = "`mkfs.ext4` is not installed (`apt-get install e2fsprogs`)."
 NOT_ROOT: Final = "only a runtime that is root can mount a file system for each sandbox."
+NO_NAMESPACES: Final = "it would have to be mounted for all to see."
 NO_LOOP: Final = (
     "loop devices cannot be had here (in Docker: `--privileged`, or `--device` for each of them)."
 )

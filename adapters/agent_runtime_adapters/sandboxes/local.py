@@ -20,13 +20,14 @@ from typing import Final
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import Capabilities, Sandbox, SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
-from agent_runtime_adapters.sandboxes import bubblewrap, seccomp
+from agent_runtime_adapters.sandboxes import bubblewrap, landlocked, seccomp
 from agent_runtime_adapters.sandboxes.bounds import Bounds
 from agent_runtime_adapters.sandboxes.dependencies import DependencyStore, Tools
 from agent_runtime_adapters.sandboxes.descriptors import hold
 from agent_runtime_adapters.sandboxes.disk import IMAGE_NAME
 from agent_runtime_adapters.sandboxes.execute_only import IS_ANY_OPEN, NO_COPY, NOT_SHUT, AgentCopies
 from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, Manner, no_snapshots, until_gone
+from agent_runtime_adapters.sandboxes.landlocked import Landlocked
 from agent_runtime_adapters.sandboxes.launching import (
     RUN_THEN_SAY_READY,
     RUNNER,
@@ -116,8 +117,10 @@ class LocalSandboxes:
         await self._dependencies.close()
 
     async def _is_open(self, found: Found) -> tuple[str, ...]:
-        """Why the agent is not shut to its tools, where it is not."""
+        """Why the agent is not shut to its tools, where it is not and nothing has been said of it."""
         assert found.tier is not None
+        if found.tier in {Tier.LANDLOCK_CGROUP, Tier.LANDLOCK}:
+            return ()
         if not await self._agents.make():
             return (NO_COPY,)
         try:
@@ -136,6 +139,8 @@ class LocalSandboxes:
     def _manner(
         self, tier: Tier, bounds: Bounds, runner: tuple[str, ...], *, script: str = SAY_READY_THEN_RUN
     ) -> Manner:
+        if tier in {Tier.LANDLOCK_CGROUP, Tier.LANDLOCK}:
+            return Landlocked(runner, self._root / "dependencies", script, PROVIDER, tier.value, bounds)
         return _Bubblewrap(
             runner, self._dependencies, self._agents, script=script, isolation=tier.value, bounds=bounds
         )
@@ -199,6 +204,9 @@ class _Bubblewrap:
 
         One that is not noted yet would wait for ever for a keeper that is gone.
         """
+        if record.inner is not None and record.inner == record.keeper:
+            await landlocked.end(record)  # it was made where there were no namespaces
+            return
         marks = [mark for mark in (record.inner, record.keeper) if mark is not None]
         if record.inner is None and record.keeper is not None:
             await record.keeper.halt()

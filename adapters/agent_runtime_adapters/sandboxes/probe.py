@@ -17,7 +17,7 @@ from typing import Final
 
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import SandboxSpec
-from agent_runtime_adapters.sandboxes import seccomp
+from agent_runtime_adapters.sandboxes import landlock, seccomp
 from agent_runtime_adapters.sandboxes.launching import StartFailed
 
 _INSTALL: Final = (
@@ -31,11 +31,16 @@ _NAMESPACES: Final = (
 )
 _PROC: Final = "The container hides parts of /proc: start it with `--security-opt systempaths=unconfined`."
 _TOO_OLD: Final = "bubblewrap is too old: 0.8.0 or later is needed."
+_LANDLOCK_TOO_OLD: Final = "Without namespaces a sandbox needs Linux 6.12 or later, with Landlock."
+_NOT_PASSABLE: Final = (
+    "A sandbox's own user cannot reach its folders: let others pass (`chmod o+x`) through the folders above "
+    "the runtime's data and its Python, or run the runtime as an ordinary user."
+)
 _READS: Final = (
     ("nknown option", _TOO_OLD),
     (
         "launch: ",
-        "bubblewrap lies where a sandbox's own user cannot run it; install it for the whole system.",
+        "bubblewrap or Python lies where a sandbox's own user cannot run it; install it for the whole system.",
     ),
     ("mount proc", _PROC),
     ("namespace", _NAMESPACES),
@@ -47,17 +52,20 @@ _READS: Final = (
         "error while loading shared libraries",
         "The Python interpreter needs libraries that lie outside of it.",
     ),
+    (landlock.TOO_OLD, _LANDLOCK_TOO_OLD),
+    (landlock.NO_FOLDER, _NOT_PASSABLE),
+    (landlock.NO_FILTER, "The system refuses seccomp filters that hand calls over."),
     ("ModuleNotFoundError", "The runner's package cannot be read by other users of this machine."),
 )
 
 
-def unmet() -> str | None:
+def unmet(*, bubblewrap: bool = True) -> str | None:
     """What is missing before anything is tried; None where a try is worth it."""
     if sys.platform != "linux":
         return "Local sandboxes need Linux; on Windows, use WSL 2."
     if not seccomp.supported():
         return "Local sandboxes need an x86-64 or aarch64 machine."
-    if shutil.which("bwrap") is None:
+    if bubblewrap and shutil.which("bwrap") is None:
         return _INSTALL
     return None
 

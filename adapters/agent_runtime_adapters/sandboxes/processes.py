@@ -127,6 +127,16 @@ def owners() -> set[int]:
     return found
 
 
+def owned_by(uid: int) -> set[int]:
+    """The processes of a uid."""
+    found = set()
+    for pid in all_pids():
+        with suppress(OSError):
+            if (PROC / str(pid)).stat().st_uid == uid:
+                found.add(pid)
+    return found
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/<pid>/stat after the name (which may hold blanks and brackets)."""
     try:

@@ -19,11 +19,13 @@ LOAD_WORD: Final = 0x20  # A = the 32 bit word at this place of struct seccomp_d
 JUMP_IF_EQUAL: Final = 0x15
 JUMP_IF_AT_LEAST: Final = 0x35
 JUMP_IF_BITS: Final = 0x45
+AND: Final = 0x54
 RETURN: Final = 0x06
 
 ALLOW: Final = 0x7FFF0000
 KILL_PROCESS: Final = 0x80000000
 FAIL: Final = 0x00050000
+HAND_OVER: Final = 0x7FC00000
 
 AT_NUMBER: Final = 0
 AT_ARCHITECTURE: Final = 4
@@ -115,6 +117,51 @@ CLONE: Final = Call(56, 220)
 IOCTL: Final = Call(16, 29)
 SOCKET: Final = Call(41, 198)
 PRLIMIT: Final = Call(302, 261)
+SOCKETPAIR: Final = Call(53, 199)
+AF_UNIX: Final = 1
+KIND_OF_SOCKET: Final = 0xF
+DATAGRAM: Final = 2
+
+BROKERED: Final[dict[str, Call]] = {
+    "connect": Call(42, 203),
+    "chmod": Call(90, None),
+    "fchmodat": Call(268, 53),
+    "fchmodat2": Call(452, 452),
+}
+"""Without namespaces: done by the one who keeps the sandbox, for its own files (`landlock`)."""
+
+SHARED: Final[dict[str, Call]] = {
+    # what all processes of a user share, where there is no namespace between them
+    "shmget": Call(29, 194),
+    "shmat": Call(30, 196),
+    "shmctl": Call(31, 195),
+    "semget": Call(64, 190),
+    "semop": Call(65, 193),
+    "semctl": Call(66, 191),
+    "semtimedop": Call(220, 192),
+    "msgget": Call(68, 186),
+    "msgsnd": Call(69, 189),
+    "msgrcv": Call(70, 188),
+    "msgctl": Call(71, 187),
+    "mq_open": Call(240, 180),
+    "mq_unlink": Call(241, 181),
+    # what can be done to another process of the same user, or to any file that can be named
+    "setpriority": Call(141, 140),
+    "ioprio_set": Call(251, 30),
+    "sched_setaffinity": Call(203, 122),
+    "sched_setscheduler": Call(144, 119),
+    "sched_setparam": Call(142, 118),
+    "sched_setattr": Call(314, 274),
+    "setxattr": Call(188, 5),
+    "lsetxattr": Call(189, 6),
+    "fsetxattr": Call(190, 7),
+    "removexattr": Call(197, 14),
+    "lremovexattr": Call(198, 15),
+    "fremovexattr": Call(199, 16),
+    "setxattrat": Call(463, 463),
+    "removexattrat": Call(466, 466),
+}
+"""Answered with EPERM where there are no namespaces."""
 AUDIT_ARCHITECTURE: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -123,8 +170,12 @@ def supported(machine: str | None = None) -> bool:
     return (machine or platform.machine()) in AUDIT_ARCHITECTURE
 
 
-def program(machine: str | None = None) -> bytes:
-    """The filter as an array of `struct sock_filter`. Raises `KeyError` for an unknown machine."""
+def program(machine: str | None = None, *, namespaces: bool = True) -> bytes:
+    """The filter as an array of `struct sock_filter`. Raises `KeyError` for an unknown machine.
+
+    Without `namespaces` it is for a sandbox that `landlock` keeps: what they would confine is refused or
+    handed over to the keeper.
+    """
     machine = machine or platform.machine()
     code = _prologue(machine)
     for calls, error in ((REFUSED, errno.EPERM), (ABSENT, errno.ENOSYS)):
@@ -132,7 +183,10 @@ def program(machine: str | None = None) -> bytes:
             code += _refuse(getattr(call, machine), error)
     code += _clone(getattr(CLONE, machine))
     code += _ioctl(getattr(IOCTL, machine))
-    code += _socket(getattr(SOCKET, machine))
+    if namespaces:
+        code += _socket(getattr(SOCKET, machine), SOCKET_FAMILIES)
+    else:
+        code += _without_namespaces(machine)
     code += _prlimit(getattr(PRLIMIT, machine))
     code += _end(ALLOW)
     return b"".join(code)
@@ -179,12 +233,33 @@ def _ioctl(number: int) -> list[bytes]:
     return _only_for(number, body + _end(FAIL | errno.EPERM) + _end(ALLOW))
 
 
-def _socket(number: int) -> list[bytes]:
+def _socket(number: int, families: tuple[int, ...]) -> list[bytes]:
     """Families that the network namespace confines; vsock, packet, alg and the rest are refused."""
     body = [_do(LOAD_WORD, AT_FIRST_ARGUMENT)]
-    for place, family in enumerate(SOCKET_FAMILIES):
-        body.append(_do(JUMP_IF_EQUAL, family, then=len(SOCKET_FAMILIES) - place))
+    for place, family in enumerate(families):
+        body.append(_do(JUMP_IF_EQUAL, family, then=len(families) - place))
     return _only_for(number, body + _end(FAIL | errno.EAFNOSUPPORT) + _end(ALLOW))
+
+
+def _without_namespaces(machine: str) -> list[bytes]:
+    """No sockets but those of files, and of these none that sends without connecting."""
+    code = []
+    for call in SHARED.values():
+        code += _refuse(getattr(call, machine), errno.EPERM)
+    for call in BROKERED.values():
+        number = getattr(call, machine)
+        if number is not None:
+            code += [_do(JUMP_IF_EQUAL, number, otherwise=1), *_end(HAND_OVER)]
+    for call in (SOCKET, SOCKETPAIR):
+        body = [
+            _do(LOAD_WORD, AT_FIRST_ARGUMENT),
+            _do(JUMP_IF_EQUAL, AF_UNIX, otherwise=3),
+            _do(LOAD_WORD, AT_SECOND_ARGUMENT),
+            _do(AND, KIND_OF_SOCKET),
+            _do(JUMP_IF_EQUAL, DATAGRAM, otherwise=1),
+        ]
+        code += _only_for(getattr(call, machine), body + _end(FAIL | errno.EAFNOSUPPORT) + _end(ALLOW))
+    return code
 
 
 def _prlimit(number: int) -> list[bytes]:

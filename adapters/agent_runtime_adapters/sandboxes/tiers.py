@@ -7,7 +7,7 @@ below the least is ever taken instead: then there are no sandboxes.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
@@ -19,7 +19,7 @@ from agent_runtime_adapters.sandboxes.bounds import Bounds
 from agent_runtime_adapters.sandboxes.cgroups import NOT_OURS, find_cgroups
 from agent_runtime_adapters.sandboxes.launch import NO_CGROUP, NO_DISK
 from agent_runtime_adapters.sandboxes.launching import StartFailed
-from agent_runtime_adapters.sandboxes.probe import explain, unmet
+from agent_runtime_adapters.sandboxes.probe import explain, namespaces_are_refused, unmet
 
 KERNEL: Final = "The kernel is shared with the host."
 
@@ -29,7 +29,20 @@ class Tier(StrEnum):
 
     CGROUP = "bubblewrap+seccomp+netns+cgroup"
     BUBBLEWRAP = "bubblewrap+seccomp+netns"
+    LANDLOCK_CGROUP = "landlock+seccomp+cgroup"
+    LANDLOCK = "landlock+seccomp"
 
+
+_NAMESPACES: Final = (Tier.CGROUP, Tier.BUBBLEWRAP)
+_LANDLOCK: Final = (Tier.LANDLOCK_CGROUP, Tier.LANDLOCK)
+"""Only where namespaces cannot be had: with control groups, and without."""
+_WITH_GROUPS: Final = frozenset({Tier.CGROUP, Tier.LANDLOCK_CGROUP})
+_LANDLOCK_LACKS: Final = (
+    "Without namespaces a sandbox sees which processes and files this machine has, though it can touch none.",
+    "Without namespaces there is no private /tmp or /dev/shm, and no terminal.",
+    "Without namespaces there is no network inside: hosts that a profile allows cannot be reached.",
+    "Without namespaces tools can reach into the agent's process.",
+)
 
 Attempt = Callable[[Tier, Bounds], Awaitable[None]]
 """Runs a sandbox in this manner. Raises `SandboxFault` where it does not work."""
@@ -59,23 +72,44 @@ class Found:
 
 async def find_best(tiers: tuple[Tier, ...], attempt: Attempt) -> Found:
     """Try the tiers; those that are not among `tiers` are left out."""
-    missing = unmet()
+    namespaces = [tier for tier in _NAMESPACES if tier in tiers]
+    missing = unmet(bubblewrap=bool(namespaces))
     if missing is not None:
         return Found(None, reasons=(missing,))
-    bounds = _what_could_bound(use_cgroups=Tier.CGROUP in tiers)
+    bounds = _what_could_bound(use_cgroups=bool(_WITH_GROUPS & set(tiers)))
+    refused: tuple[str, ...] = ()
+    if namespaces:
+        found = await _best_of(namespaces, bounds, attempt)
+        if isinstance(found, Found):
+            return found
+        refused = (explain(found),)
+        if not namespaces_are_refused(found):
+            return Found(None, reasons=refused)
+    least = [tier for tier in _LANDLOCK if tier in tiers]
+    if not least:
+        return Found(None, reasons=refused)
+    lacks = (*bounds.lacks, *([f"For a disk of its own: {disk.NO_NAMESPACES}"] if bounds.disks else []))
+    found = await _best_of(least, replace(bounds, disks=None, lacks=lacks), attempt)
+    if isinstance(found, Found):
+        return replace(found, reasons=(*refused, *_LANDLOCK_LACKS))
+    return Found(None, reasons=(*refused, explain(found)))
+
+
+async def _best_of(tiers: Sequence[Tier], bounds: Bounds, attempt: Attempt) -> Found | SandboxFault:
+    """The best of these tiers with as many of the bounds as can be had, or why there is none."""
     while True:
-        tier = Tier.BUBBLEWRAP if bounds.cgroups is None else Tier.CGROUP
-        if tier not in tiers:
-            return Found(None, reasons=bounds.lacks)
+        fits = [tier for tier in tiers if (tier in _WITH_GROUPS) == (bounds.cgroups is not None)]
+        if not fits:
+            return SandboxFault(" ".join(bounds.lacks))
         try:
-            await attempt(tier, bounds)
+            await attempt(fits[0], bounds)
         except SandboxFault as fault:
             weaker = _without(bounds, fault)
             if weaker is None:
-                return Found(None, reasons=(explain(fault),))
+                return fault
             bounds = weaker
         else:
-            return Found(tier, bounds)
+            return Found(fits[0], bounds)
 
 
 def _what_could_bound(*, use_cgroups: bool) -> Bounds:
