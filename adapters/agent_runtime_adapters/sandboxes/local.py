@@ -40,7 +40,7 @@ from agent_runtime_adapters.sandboxes.launching import (
 )
 from agent_runtime_adapters.sandboxes.probe import probe_spec
 from agent_runtime_adapters.sandboxes.registry import Record
-from agent_runtime_adapters.sandboxes.tiers import Found, Tier, find_best
+from agent_runtime_adapters.sandboxes.tiers import WITHOUT_NAMESPACES, Found, Tier, find_best
 from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_toolchain
 from agent_runtime_sandbox import frames
 
@@ -91,7 +91,8 @@ class LocalSandboxes:
         found = await self.probe()
         if not found.available:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
-        await self._agents.make()
+        if found.isolation not in WITHOUT_NAMESPACES:
+            await self._agents.make()
         await self._dependencies.prepare(spec.needs.dependencies, find_toolchain())
         return await self._keeper.create(spec)
 
@@ -119,7 +120,7 @@ class LocalSandboxes:
     async def _is_open(self, found: Found) -> tuple[str, ...]:
         """Why the agent is not shut to its tools, where it is not and nothing has been said of it."""
         assert found.tier is not None
-        if found.tier in {Tier.LANDLOCK_CGROUP, Tier.LANDLOCK}:
+        if found.tier in WITHOUT_NAMESPACES:
             return ()
         if not await self._agents.make():
             return (NO_COPY,)
@@ -139,7 +140,7 @@ class LocalSandboxes:
     def _manner(
         self, tier: Tier, bounds: Bounds, runner: tuple[str, ...], *, script: str = SAY_READY_THEN_RUN
     ) -> Manner:
-        if tier in {Tier.LANDLOCK_CGROUP, Tier.LANDLOCK}:
+        if tier in WITHOUT_NAMESPACES:
             return Landlocked(runner, self._root / "dependencies", script, PROVIDER, tier.value, bounds)
         return _Bubblewrap(
             runner, self._dependencies, self._agents, script=script, isolation=tier.value, bounds=bounds

@@ -40,7 +40,7 @@ _READS: Final = (
     ("nknown option", _TOO_OLD),
     (
         "launch: ",
-        "bubblewrap or Python lies where a sandbox's own user cannot run it; install it for the whole system.",
+        "bubblewrap or Python lies where a sandbox's user cannot run it; install it for the whole system.",
     ),
     ("mount proc", _PROC),
     ("namespace", _NAMESPACES),

@@ -34,7 +34,7 @@ class Tier(StrEnum):
 
 
 _NAMESPACES: Final = (Tier.CGROUP, Tier.BUBBLEWRAP)
-_LANDLOCK: Final = (Tier.LANDLOCK_CGROUP, Tier.LANDLOCK)
+WITHOUT_NAMESPACES: Final = (Tier.LANDLOCK_CGROUP, Tier.LANDLOCK)
 """Only where namespaces cannot be had: with control groups, and without."""
 _WITH_GROUPS: Final = frozenset({Tier.CGROUP, Tier.LANDLOCK_CGROUP})
 _LANDLOCK_LACKS: Final = (
@@ -85,7 +85,7 @@ async def find_best(tiers: tuple[Tier, ...], attempt: Attempt) -> Found:
         refused = (explain(found),)
         if not namespaces_are_refused(found):
             return Found(None, reasons=refused)
-    least = [tier for tier in _LANDLOCK if tier in tiers]
+    least = [tier for tier in WITHOUT_NAMESPACES if tier in tiers]
     if not least:
         return Found(None, reasons=refused)
     lacks = (*bounds.lacks, *([f"For a disk of its own: {disk.NO_NAMESPACES}"] if bounds.disks else []))

@@ -42,11 +42,17 @@ while True:
 
 
 @functools.cache
+def why_not(tiers: tuple[Tier, ...]) -> str | None:
+    """The reason that a probe gives for there being no sandboxes of these tiers, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        found = asyncio.run(LocalSandboxes(Path(folder), tiers=tiers).probe())
+    return None if found.available else " ".join(found.reasons)
+
+
 def why_there_are_no_local_sandboxes() -> str | None:
     """The reason that a probe gives, or None."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(LocalSandboxes(Path(folder)).probe())
-    return None if found.available else " ".join(found.reasons)
+    return why_not((Tier.CGROUP, Tier.BUBBLEWRAP))
 
 
 needs_local_sandboxes = pytest.mark.skipif(
@@ -60,10 +66,12 @@ def place() -> Iterator[Path]:
     """A folder for sandboxes; in the end no process, device or control group may have to do with it."""
     before = groups()
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)  # where there are no namespaces, a sandbox's own user passes through
         root = Path(folder) / "sandboxes"
         yield root
         assert processes_of(root) == []
-        deadline = time.monotonic() + 5  # the kernel gives back devices a moment after the last process
+        # The kernel gives back devices a moment after the last process; groups may be of tests beside us.
+        deadline = time.monotonic() + 30
         while left := [*devices_of(root), *filter(is_empty, groups() - before)]:
             assert time.monotonic() < deadline, left
             time.sleep(0.01)
@@ -127,20 +135,23 @@ ORDINARY_USER = 1500
 ORDINARY = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": [], "cwd": "/"}
 
 
-async def as_ordinary_user(program: str, *, join: Sequence[Path] = ()) -> Any:
-    """Run Python as a user who is not root, in these control groups; the JSON that it printed last."""
-    python = await asyncio.to_thread(_interpreter_for_everybody)
+async def as_ordinary_user(program: str, *, join: Sequence[Path] = (), is_root: bool = False) -> Any:
+    """Run Python as a user who is not root, in these control groups; the JSON that it printed last.
+
+    With `is_root`: as root after all, with a Python that others can run too.
+    """
+    python = await asyncio.to_thread(interpreter_for_everybody)
     process = await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", 'read go; exec "$@"', "sh", python, "-c", program),
         env={
-            "PYTHONPATH": ":".join(path for path in sys.path if path),
+            "PYTHONPATH": packages(),
             "HOME": "/nonexistent",
             "PATH": os.environ["PATH"],
         },
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        **ORDINARY,
+        **({} if is_root else ORDINARY),
     )
     for group in join:
         (group / "cgroup.procs").write_text(str(process.pid))
@@ -149,13 +160,18 @@ async def as_ordinary_user(program: str, *, join: Sequence[Path] = ()) -> Any:
     return json.loads(printed.splitlines()[-1])
 
 
-def _interpreter_for_everybody() -> str:
+def packages() -> str:
+    """Our import path, without what is this interpreter's own."""
+    return ":".join(path for path in sys.path if path and not path.startswith(f"{sys.base_prefix}/"))
+
+
+def interpreter_for_everybody() -> str:
     """A Python of our version that another user may run, with our packages."""
     for python in (sys.executable, "/usr/bin/python3"):
         with suppress(OSError):
             done = subprocess.run(
                 [python, "-c", "import sys, pydantic_core, agent_runtime; print(sys.version_info[:2])"],
-                env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
+                env={"PYTHONPATH": packages()},
                 **ORDINARY,
                 capture_output=True,
                 text=True,

@@ -4,11 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from agent_runtime.ports import SandboxProvider
 from agent_runtime.testing.sandbox_contract import SandboxContract
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.tiers import Tier
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
-from tests.adapters.sandboxes.machine import needs_local_sandboxes, place, processes_of
+from tests.adapters.sandboxes.machine import needs_local_sandboxes, place, processes_of, why_not
+
+WITHOUT_NAMESPACES = (Tier.LANDLOCK_CGROUP, Tier.LANDLOCK)
 
 
 class OnThisMachine(SandboxContract):
@@ -35,6 +40,14 @@ class OnThisMachine(SandboxContract):
 class TestLocal(OnThisMachine):
     def provider(self) -> SandboxProvider:
         return LocalSandboxes(self.root)
+
+
+@pytest.mark.skipif(why_not(WITHOUT_NAMESPACES) is not None, reason=str(why_not(WITHOUT_NAMESPACES)))
+class TestLocalWithoutNamespaces(OnThisMachine):
+    """As root it takes a Python that others can run: see `test_landlock`."""
+
+    def provider(self) -> SandboxProvider:
+        return LocalSandboxes(self.root, tiers=WITHOUT_NAMESPACES)
 
 
 class TestUnsafeSubprocess(OnThisMachine):

@@ -45,7 +45,7 @@ async def main():
                 "print(subprocess.run([sys.executable, '-c', bomb], stderr=-3).returncode)", bomb=BOMB
             )
             mishap = await sandbox.mishap()
-        left = [path.name for path in root.iterdir()]
+        left = [path.name for path in root.iterdir() if path.name != ".agents"]
     told = [found.isolation, found.enforces, found.reasons, ended, mishap and mishap.code, left]
     print(json.dumps(told))
 asyncio.run(main())
