@@ -77,8 +77,10 @@ def test_the_runner_goes_in_as_files_and_its_description_stays_out() -> None:
     assert isinstance(runner, Files)
     assert runner.target == "/opt/agent-runtime/lib/agent_runtime_sandbox"
     assert {"__main__.py", "drivers/claude.py", "py.typed"} <= runner.digests.keys()
-    assert "image.py" not in runner.digests
-    assert not any("__pycache__" in name for name in runner.digests)
+    files = {
+        path for path in runner.folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    }
+    assert runner.digests.keys() == {str(path.relative_to(runner.folder)) for path in files} - {"image.py"}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ ASK_WITHIN_S: Final = 60.0
 SAID_BYTES: Final = 64 * 1024
 """How much of what an installer says is looked at: the end of it."""
 
+MOST_BYTES: Final = 4 * 1024**3
+"""Of the packages of one registry for one profile."""
+
 _PASSED_ON: Final = (
     *("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
@@ -166,10 +169,13 @@ def _place_interpreter(folder: Path, toolchain: Toolchain, seen_at: str) -> None
 
 
 def seal(folder: Path) -> None:
-    """Let any uid read what was installed. Raises `SandboxFault` for what leads out of the folder."""
-    top = folder.resolve()
+    """Let any uid read what was installed. Raises `SandboxFault` for what is too much or leads out of it."""
+    top, size = folder.resolve(), 0
     for path in _below(folder):
-        mode = path.lstat().st_mode
+        found = path.lstat()
+        mode, size = found.st_mode, size + found.st_size
+        if size > MOST_BYTES:
+            raise SandboxFault("The packages are too large.", code="dependencies_failed", retryable=False)
         if stat.S_ISLNK(mode):
             if not path.resolve().is_relative_to(top):
                 raise _refused("holds links that lead out of it")

@@ -3,7 +3,7 @@
 <data>/lock              held while a runtime serves from here (`folder`)
 <data>/runtime-id        labels this runtime's sandboxes, the same after every restart
 <data>/agent-runtime.db  sessions, blocks, turns, transcripts, files
-<data>/sandboxes/        one folder per living sandbox
+<data>/sandboxes/        one folder per living sandbox; `dependencies`: the packages of profiles
 <data>/gateway/          one socket per session
 <data>/profiles/         agent profiles as files, unless another folder is set
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime_adapters.sandboxes.installers import seal
+from agent_runtime_adapters.sandboxes.installers import MOST_BYTES, seal
 from agent_runtime_adapters.sandboxes.package_folders import KEPT_FOR_S, MOST_KEPT, SPARED_S, PackageFolders
 from tests.waiting import eventually
 
@@ -210,4 +210,14 @@ def test_what_is_neither_a_file_nor_a_folder_is_refused() -> None:
         root.mkdir()
         os.mkfifo(root / "pipe")
         with pytest.raises(SandboxFault, match="neither a file nor a folder"):
+            seal(root)
+
+
+def test_packages_that_are_too_large_are_refused() -> None:
+    with a_root() as root:
+        root.mkdir()
+        for name in ("one", "other"):
+            with (root / name).open("wb") as file:
+                file.truncate(MOST_BYTES // 2 + 1)  # a hole: no disk is used
+        with pytest.raises(SandboxFault, match="too large"):
             seal(root)

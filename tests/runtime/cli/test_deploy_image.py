@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shlex
+import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
@@ -181,6 +182,25 @@ async def test_no_account_or_a_wrong_one_is_one_line(tmp_path: Path, account: di
     assert done.output == ""
     assert len(done.errors.splitlines()) == 1
     assert "modal token new" in done.errors
+
+
+async def test_ctrl_c_ends_it_without_many_words(tmp_path: Path) -> None:
+    async with a_modal() as server:
+        await server.set_fault(Fault("ImageJoinStreaming", Do.HANG, times=None))
+        process = await asyncio.create_subprocess_exec(
+            *(COMMAND, "deploy-image", "--data", str(tmp_path)),
+            stdout=PIPE,
+            stderr=PIPE,
+            env={**os.environ, **server.environment()},
+        )
+        async with asyncio.timeout(30):
+            while "ImageJoinStreaming" not in await server.calls():
+                assert process.returncode is None
+        process.send_signal(signal.SIGINT)
+        output, errors = await process.communicate()
+
+    assert (process.returncode, output) == (130, b"")
+    assert b"Traceback" not in errors
 
 
 async def test_a_package_that_is_none_is_refused_before_modal_is_asked(tmp_path: Path) -> None:
