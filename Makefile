@@ -7,9 +7,10 @@ READY  := $(VENV)/.ready
 .PHONY: demo test check bench chaos fmt clean
 .DEFAULT_GOAL := test
 
+# in another kind of sandbox: make demo SANDBOX=modal-local
 demo: $(READY)
 	@$(BIN)/python tools/prepare.py demo
-	@$(BIN)/agent-runtime demo
+	@$(BIN)/agent-runtime demo $(if $(SANDBOX),--sandbox $(SANDBOX))
 
 test: $(READY)
 	@$(BIN)/python tools/prepare.py test

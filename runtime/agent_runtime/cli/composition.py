@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,17 +30,21 @@ from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from agent_runtime_adapters.profiles.files import FileProfiles
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.modal.options import ModalOptions
 from agent_runtime_adapters.sandboxes.packages import recipe_for
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
-from agent_runtime_sandbox.image import Recipe
+from agent_runtime_sandbox.image import USER, Recipe
 
 from .settings import SandboxKind, Settings
 
 if TYPE_CHECKING:
     from agent_runtime_adapters.sandboxes.modal.image import Images
 
-MODAL_APP: Final = "agent-runtime"
-"""The app in Modal that sandboxes and images belong to, unless another one is named."""
+_NO_SDK: Final = "Modal's SDK is not installed: pip install 'agent-runtime[modal]'"
+_NO_USERS: Final = (
+    "A local Modal has a user of its own for the agent only where root runs it; choose another sandbox, or "
+    "run this as root."
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +64,7 @@ def compose(
     return RuntimeConfig(
         persistence=SqlitePersistence(data / "agent-runtime.db"),
         log=MemoryEventLog(),
-        sandboxes=sandboxes(settings.sandbox, data / "sandboxes"),
+        sandboxes=sandboxes(settings, data / "sandboxes"),
         agents=(ClaudeAgent(),),
         gateway=gateway or Gateway.from_environment(data / "gateway"),
         authenticator=authenticator,
@@ -104,14 +110,13 @@ def image_for(profile: AgentProfile) -> Recipe:
     return recipe_for(profile.sandbox.dependencies)
 
 
-async def modal_images(app: str | None, environment: str | None) -> Images:
+async def modal_images(app: str, environment: str | None) -> Images:
     """The images of the user's Modal account. Raises `InvalidRequest` where Modal's SDK is missing."""
     try:
         from agent_runtime_adapters.sandboxes.modal.image import Images, open_app  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        detail = "Modal's SDK is not installed: pip install 'agent-runtime[modal]'"
-        raise InvalidRequest(detail, code="modal_not_installed") from error
-    return Images(await open_app(app or MODAL_APP, environment), environment=environment)
+        raise InvalidRequest(_NO_SDK, code="modal_not_installed") from error
+    return Images(await open_app(app, environment), environment=environment)
 
 
 def _profiles(chosen: Path | None, own: Path) -> Callable[[], Awaitable[tuple[AgentProfile, ...]]]:
@@ -133,13 +138,63 @@ def _profiles(chosen: Path | None, own: Path) -> Callable[[], Awaitable[tuple[Ag
     return profiles
 
 
-def sandboxes(kind: SandboxKind, root: Path) -> SandboxProvider:
-    """The provider of that name, keeping its sandboxes below `root`."""
-    match kind:
+def sandboxes(settings: Settings, root: Path) -> SandboxProvider:
+    """The provider that the settings name, keeping its sandboxes below `root` where they are of this machine.
+
+    Raises `InvalidRequest` where Modal's SDK is missing.
+    """
+    match settings.sandbox:
         case SandboxKind.LOCAL:
             return LocalSandboxes(root)
         case SandboxKind.UNSAFE_SUBPROCESS:
             return UnsafeSubprocess(root)
+        case SandboxKind.MODAL:
+            return _modal(settings.modal)
+        case SandboxKind.MODAL_LOCAL:
+            return _modal(settings.modal, name=settings.sandbox.value, isolation="namespaces")
+
+
+@asynccontextmanager
+async def surroundings(settings: Settings) -> AsyncIterator[None]:
+    """What the sandboxes need besides this process: for `modal-local` a local Modal, while the block runs.
+
+    Raises `InvalidRequest` where there can be none.
+    """
+    if settings.sandbox is not SandboxKind.MODAL_LOCAL:
+        yield
+        return
+    try:
+        from agent_runtime_modal_local import LocalModal, LocalModalError  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InvalidRequest("The local Modal is not installed.", code="modal_not_installed") from error
+    local = LocalModal()
+    try:
+        await asyncio.to_thread(local.start)
+    except LocalModalError as error:
+        raise InvalidRequest(str(error), code="modal_local_unavailable") from error
+    try:
+        if USER not in local.users:
+            raise InvalidRequest(_NO_USERS, code="modal_local_unavailable")
+        with local.in_environment():
+            yield
+            await _close_modals_client()
+    finally:
+        await asyncio.to_thread(local.stop)
+
+
+def _modal(options: ModalOptions, **names: str) -> SandboxProvider:
+    """Imported by whoever asks for it: Modal's SDK takes half a second."""
+    try:
+        from agent_runtime_adapters.sandboxes.modal.provider import ModalSandboxes  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InvalidRequest(_NO_SDK, code="modal_not_installed") from error
+    return ModalSandboxes(options, **names)
+
+
+async def _close_modals_client() -> None:
+    from agent_runtime_adapters.sandboxes.modal.account import close_client  # noqa: PLC0415
+
+    await close_client()
 
 
 def _secrets(names: tuple[str, ...]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from agent_runtime.gateway.broker import Gateway
 from agent_runtime.ports import ModelGateway
 from agent_runtime.testing.scripted_model import ScriptedModel
 
-from .composition import sandboxes
+from .composition import sandboxes, surroundings
 from .rendering import Renderer
 from .serve import Served, running
 from .settings import Settings
@@ -52,6 +52,11 @@ async def demo(settings: Settings, *, once: bool) -> int:
 
     Returns 0 when all that it promises happened, 1 when not, 130 when it was interrupted before.
     """
+    async with surroundings(settings):
+        return await _demo(settings, once=once)
+
+
+async def _demo(settings: Settings, *, once: bool) -> int:
     console = Console()
     if not await _can_isolate(settings, console):
         return 1
@@ -159,7 +164,7 @@ async def _model(settings: Settings, console: Console) -> AsyncIterator[ModelGat
 
 
 async def _can_isolate(settings: Settings, console: Console) -> bool:
-    provider = sandboxes(settings.sandbox, settings.data.resolve() / "sandboxes")
+    provider = sandboxes(settings, settings.data.resolve() / "sandboxes")
     found = await provider.probe()
     await provider.close()
     console.print(f"[bold]sandbox[/]  {found.provider}: {found.isolation}")

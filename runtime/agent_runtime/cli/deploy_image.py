@@ -31,7 +31,7 @@ async def deploy_image(
     or a layer cannot be built.
     """
     wanted = _by_recipe(_chosen(known_profiles(settings), profile_ids or (DEFAULT_PROFILE_ID,)))
-    images = await modal_images(app, environment)
+    images = await modal_images(app or settings.modal.app, environment or settings.modal.environment)
     console = Console(stderr=True)
     for recipe, names in wanted:
         told = f"[bold]{recipe.name}[/] for {escape(', '.join(names))}"

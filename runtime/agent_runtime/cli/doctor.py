@@ -14,7 +14,7 @@ from rich.console import Console
 from agent_runtime.ports import Capabilities
 from agent_runtime_sandbox.image import agent_versions
 
-from .composition import sandboxes
+from .composition import sandboxes, surroundings
 from .settings import Settings
 
 
@@ -24,9 +24,10 @@ async def doctor(settings: Settings) -> int:
     version = ".".join(map(str, sys.version_info[:3]))
     console.print(f"[green]ok[/]       Python {version}")
     with TemporaryDirectory(prefix="agent-runtime-doctor-") as folder:
-        provider = sandboxes(settings.sandbox, Path(folder))
-        found = await provider.probe()
-        await provider.close()
+        async with surroundings(settings):
+            provider = sandboxes(settings, Path(folder))
+            found = await provider.probe()
+            await provider.close()
     _tell(console, found)
     _tell_agents(console)
     _tell_installers(console)

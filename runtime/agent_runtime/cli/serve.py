@@ -24,7 +24,7 @@ from agent_runtime.ports import ModelGateway
 from agent_runtime.runtime import AgentRuntime
 from agent_runtime.transport.auth import OpenAccess, TokenAuthenticator, is_loopback, new_token
 
-from .composition import compose
+from .composition import compose, surroundings
 from .folder import held
 from .settings import Settings
 
@@ -86,7 +86,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.put_nowait, number)
-    async with running(settings) as served:
+    async with surroundings(settings), running(settings) as served:
         ready = {"event": "ready", "url": served.url, "token": served.token}
         sys.stdout.write(orjson.dumps(ready).decode() + "\n")
         sys.stdout.flush()

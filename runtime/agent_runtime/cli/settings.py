@@ -18,6 +18,7 @@ from agent_runtime.frozen import Strict
 from agent_runtime.needs import DEFAULT_RESOURCES, Resources, VariableName
 from agent_runtime.pool import PoolSettings
 from agent_runtime.profile import FileRules
+from agent_runtime_adapters.sandboxes.modal.options import ModalOptions
 
 _MIB: Final = 1024 * 1024
 _LARGEST_FILE: Final = 1 * _MIB
@@ -27,11 +28,13 @@ class SandboxKind(StrEnum):
     """The providers that this command line can name."""
 
     LOCAL = "local"
+    MODAL = "modal"
+    MODAL_LOCAL = "modal-local"
     UNSAFE_SUBPROCESS = "unsafe-subprocess"
 
 
 class Settings(Strict):
-    """How `serve` runs. `profiles` is a folder; None: `<data>/profiles`."""
+    """How `serve` runs. `profiles` is a folder; None: `<data>/profiles`. `modal` is for Modal alone."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
@@ -56,6 +59,7 @@ class Settings(Strict):
     session_idle_timeout_s: float = Field(default=600.0, gt=0)
     pool: PoolSettings = PoolSettings()
     reap_interval_s: float = Field(default=60.0, gt=0)
+    modal: ModalOptions = ModalOptions()
 
 
 def read_settings(file: Path | None, given: dict[str, Any]) -> Settings:

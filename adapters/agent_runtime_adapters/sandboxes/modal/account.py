@@ -110,3 +110,9 @@ async def _all(found: AsyncIterator[modal.Sandbox]) -> list[modal.Sandbox]:
 
 def _not_had(detail: str) -> SandboxFault:
     return SandboxFault(detail, code="sandbox_unavailable", retryable=False)
+
+
+async def close_client() -> None:
+    """Close the client of this process, where its server is about to go. Whoever asks next gets another."""
+    client = await modal.Client.from_env.aio()
+    await client.close.aio()
