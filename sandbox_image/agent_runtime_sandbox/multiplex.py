@@ -48,6 +48,8 @@ class Kind(IntEnum):
     """Somebody is there, on stream 0 [0]."""
     TERMINATE = 9
     """The runner is to end its agent and itself, on stream 0 [0]."""
+    TAKEN_OVER = 10
+    """Another trunk serves the gateway from now on, on stream 0 [0]. This one ends."""
 
 
 class Purpose(IntEnum):
@@ -60,6 +62,7 @@ class Purpose(IntEnum):
 
 
 VERSION: Final = 1
+_KINDS: Final = frozenset(Kind)
 
 
 class Broken(Exception):
@@ -193,6 +196,7 @@ class Multiplex:
         self._room.set()
         self._rest = b""
         self.broken = False
+        self.taken_over = False
         self.beats = 0
         self.ready = asyncio.Event()
         self.asked_to_end = asyncio.Event()
@@ -265,6 +269,8 @@ class Multiplex:
                 pass
             case Kind.TERMINATE:
                 self.asked_to_end.set()
+            case Kind.TAKEN_OVER:
+                self.taken_over = True
             case _:
                 raise Broken
 
@@ -285,7 +291,7 @@ class Multiplex:
         while len(data) - at >= _HEADER.size:
             kind, number, value = _HEADER.unpack_from(data, at)
             size = value if kind == Kind.DATA else 0
-            if size > PIECE_BYTES:
+            if size > PIECE_BYTES or kind not in _KINDS:
                 raise Broken
             start = at + _HEADER.size
             if len(data) - start < size:

@@ -44,6 +44,9 @@ SILENCE_S: Final = 60.0
 RUNNER_WITHIN_S: Final = 60.0
 _LOCK: Final = "gateway.lock"
 _ANCESTOR_WITHIN_S: Final = 5.0
+_ASKED_FOR_S: Final = 1.0
+"""How long an earlier trunk may take to say that it is replaced, before it is killed."""
+_LAST_WORD_S: Final = 0.1
 _PAUSE_S: Final = 0.02
 
 
@@ -70,17 +73,18 @@ def main() -> int:
 def _take_over(control: Path) -> int:
     """The one trunk that serves the gateway holds a lock, and its pid is in it. End that one; be it."""
     fd = os.open(control / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    until = time.monotonic() + _ANCESTOR_WITHIN_S
+    began = time.monotonic()
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
+            asked = time.monotonic() - began < _ASKED_FOR_S
             holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
             if holder.isdigit():
                 with suppress(ProcessLookupError):
-                    os.kill(int(holder), signal.SIGKILL)
-        if time.monotonic() > until:
+                    os.kill(int(holder), signal.SIGTERM if asked else signal.SIGKILL)
+        if time.monotonic() - began > _ANCESTOR_WITHIN_S:
             sys.exit("trunk: an earlier one does not end")
         time.sleep(_PAUSE_S)
     os.ftruncate(fd, 0)
@@ -112,9 +116,11 @@ class _Trunk:
         self._silence_s = silence_s
         self._multiplex = Multiplex(outside=False, accept=self._accept)
         self._tasks: asyncio.TaskGroup | None = None
+        self._replaced = asyncio.Event()
 
     async def run(self) -> None:
         """Until input ends, is nonsense or falls silent."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._replaced.set)
         try:
             async with asyncio.TaskGroup() as self._tasks, _standard_pipes() as (reader, writer):
                 tasks = self._tasks
@@ -122,6 +128,7 @@ class _Trunk:
                 tasks.create_task(self._read(reader), name="read")
                 tasks.create_task(self._beat(), name="beat")
                 tasks.create_task(self._end_runner(), name="end runner")
+                tasks.create_task(self._give_way(), name="give way")
                 await self._until_the_runner_listens()
                 self._multiplex.queue(Kind.READY, 0, VERSION)
                 if self._listener is not None:
@@ -150,6 +157,13 @@ class _Trunk:
         await self._multiplex.asked_to_end.wait()
         with suppress(OSError, ValueError):
             os.kill(int((self._control / PID).read_text(encoding="ascii")), signal.SIGTERM)
+
+    async def _give_way(self) -> None:
+        """Its provider is told, or it would open another trunk and take the gateway back."""
+        await self._replaced.wait()
+        self._multiplex.queue(Kind.TAKEN_OVER, 0, 0)
+        await asyncio.sleep(_LAST_WORD_S)
+        raise _Done
 
     async def _until_the_runner_listens(self) -> None:
         async with asyncio.timeout(RUNNER_WITHIN_S):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -165,6 +165,8 @@ class Trunk:
             finally:
                 if multiplex is not None:
                     multiplex.break_off()
+                    if multiplex.taken_over:
+                        self._route = replace(self._route, gateway=None)
                 await _let_go(process)
         except* SandboxFault as faults:
             fault = _first(faults)
