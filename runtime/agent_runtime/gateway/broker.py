@@ -14,6 +14,7 @@ import hmac
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Self
 
@@ -41,6 +42,9 @@ _REQUESTS: Final = Counter(
     "agent_runtime_model_requests", "Answers given to agents, refusals too.", ["vendor", "status"]
 )
 _NO_OTHER_WAY: Final = "Other hosts are reached by CONNECT alone, as the first thing on a connection.\n"
+
+_FINAL: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+"""Asking again changes nothing, and agents do it for minutes where nobody tells them."""
 
 OnUsage = Callable[[str, Usage], None]
 """Told the session and the usage of one answer, after it has passed. Must neither block nor raise."""
@@ -184,6 +188,7 @@ class Gateway:
 
     async def _handle(self, request: web.BaseRequest, lane: _Lane) -> web.StreamResponse:
         if not request.raw_path.startswith("/"):
+            lane.decisions.tunnel("not_a_tunnel", request.raw_path)
             return _last(web.Response(status=403, text=_NO_OTHER_WAY))
         vendor, relay = self._way(request.raw_path)
         try:
@@ -191,7 +196,8 @@ class Gateway:
         except Refused as refused:
             lane.decisions.refusal(vendor.name, refused.status, refused.message)
             body = vendor.error(refused.status, refused.message)
-            response = _last(web.json_response(body, status=refused.status))
+            advice = {"x-should-retry": "false"} if refused.status in _FINAL else {}
+            response = _last(web.json_response(body, status=refused.status, headers=advice))
         _REQUESTS.labels(vendor.name, str(response.status)).inc()
         return response
 

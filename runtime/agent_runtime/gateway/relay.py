@@ -25,8 +25,6 @@ from agent_runtime.gateway.models import ModelGuard
 from agent_runtime.gateway.usage import Meter
 from agent_runtime.gateway.vendor import Call, Refused, Vendor
 
-_CREDENTIAL_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-"""Our own credential is wrong: agents ask again for minutes otherwise, and it will not get better."""
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 _HELD_BYTES: Final = 256 * 1024
 """So much of a body is looked at for its model before the vendor hears of it."""
@@ -90,10 +88,13 @@ class Relay:
         if answer.status in _REDIRECTS:
             log.warning("upstream_redirects", vendor=self._vendor.name, status=answer.status)
             raise Refused(502, "The model's API redirects, which is not followed.")
+        if answer.status == HTTPStatus.UNAUTHORIZED:  # some quote the key, or the ends of it
+            log.warning("upstream_refuses_key", vendor=self._vendor.name)
+            raise Refused(401, "The model's API refuses the runtime's key.")
         if answer.status == HTTPStatus.OK:
             meter.begin(answer.content_type)
         headers = self._vendor.response_headers.of(answer.headers)
-        if answer.status in _CREDENTIAL_REFUSED:
+        if answer.status == HTTPStatus.FORBIDDEN:  # it is about our credential, and will not get better
             headers["x-should-retry"] = "false"
         response = web.StreamResponse(status=answer.status, headers=headers)
         try:
@@ -152,8 +153,8 @@ class _Upload:
             raise _too_large()
         if self._guard is None:
             return
-        if self._request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refused(400, "The request's body is encoded, so that its model cannot be told.")
+        if not _is_plain_json(self._request):
+            raise Refused(400, "The request's body is not plain JSON, so that its model cannot be told.")
         while not self._guard.known and len(self._held) < _HELD_BYTES:
             if not (piece := await self._next()):
                 self._guard.finish()
@@ -189,6 +190,13 @@ class _Upload:
         if self._guard is not None:
             self._guard.feed(piece)
         return piece
+
+
+def _is_plain_json(request: web.BaseRequest) -> bool:
+    """Whether its headers let a vendor read the body in no other way than the guard does."""
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    charset = (request.charset or "utf-8").lower()
+    return (request.content_type, encoding, charset) == ("application/json", "identity", "utf-8")
 
 
 def _failure(error: Exception) -> Refused:

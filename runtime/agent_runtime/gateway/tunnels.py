@@ -47,13 +47,17 @@ class Bounds:
 
 
 class Denied(Exception):
-    """No tunnel. `decision` is for the log and the metric, the message for whoever asked."""
+    """No tunnel. `decision` is for the log and the metric, `answer` for whoever asked."""
 
     def __init__(self, status: int, decision: str, message: str) -> None:
         super().__init__(message)
-        self.status = status
         self.decision = decision
-        self.message = message
+        body = f"{message}\n"
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: text/plain\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.answer = (head + body).encode("ascii")
 
 
 class _Spent(Exception):
@@ -91,10 +95,17 @@ class Tunnels:
         self._egress = egress
         for task, wanted in list(self._admitted.items()):
             if not hosts.is_admitted(egress.hosts, wanted):
+                self._decisions.tunnel("withdrawn", str(wanted))
                 task.cancel()
 
     def accept(self, transport: asyncio.Transport, first: bytes) -> None:
         """Take over a connection whose first bytes ask for a tunnel."""
+        if len(self._running) >= self._bounds.tunnels:
+            crowded = Denied(503, "too_many", "Too many tunnels are open at a time.")
+            self._decisions.tunnel(crowded.decision, "")
+            transport.write(crowded.answer)
+            transport.close()
+            return
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=_HEAD_BYTES, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -102,18 +113,16 @@ class Tunnels:
         protocol.connection_made(transport)
         reader.feed_data(first)
         inside = _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
-        task = self._tasks.spawn(self._serve(inside, crowded=len(self._running) >= self._bounds.tunnels))
+        task = self._tasks.spawn(self._serve(inside))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _serve(self, inside: _Stream, *, crowded: bool) -> None:
+    async def _serve(self, inside: _Stream) -> None:
         wanted = ""
         task = asyncio.current_task()
         assert task is not None
         try:
             wanted = await self._wanted(inside.reader)
-            if crowded:
-                raise Denied(503, "too_many", "Too many tunnels are open at a time.")
             self._admitted[task] = authority = self._admit(wanted)
             outside = await self._connect(authority)
             self._decisions.tunnel("allowed", wanted)
@@ -123,7 +132,8 @@ class Tunnels:
                 outside.writer.transport.abort()
         except Denied as denied:
             self._decisions.tunnel(denied.decision, wanted)
-            await self._refuse(inside.writer, denied)
+            inside.writer.write(denied.answer)
+            await self._end(inside.writer)
         finally:
             self._admitted.pop(task, None)
             inside.writer.transport.abort()  # what was to arrive has arrived
@@ -169,15 +179,6 @@ class Tunnels:
         if not all(map(self._network.may_go_to, found)):
             raise Denied(403, "not_public", f"{wanted.host} points to an address that is not public.")
         return list(found[:_ADDRESSES])
-
-    async def _refuse(self, writer: asyncio.StreamWriter, denied: Denied) -> None:
-        body = f"{denied.message}\n".encode("ascii", "backslashreplace")
-        head = (
-            f"HTTP/1.1 {denied.status} {_REASONS[denied.status]}\r\nContent-Type: text/plain\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
-        await self._end(writer)
 
     async def _splice(self, inside: _Stream, outside: _Stream) -> None:
         """Hand on bytes both ways until both ends are through, or a bound is met."""

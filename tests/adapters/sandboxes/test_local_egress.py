@@ -327,7 +327,9 @@ async def test_nothing_else_is_reached_from_inside() -> None:
         "neighbours_socket": "none",
     }
     assert outside.reached == ["/hello"]
-    assert {entry["decision"] for entry in decided} == {"allowed", "not_allowed", "not_public", "malformed"}
+    assert {entry["decision"] for entry in decided} == {
+        *("allowed", "not_allowed", "not_public", "malformed", "not_a_tunnel")
+    }
     assert {entry["session_id"] for entry in decided} == {"session-1"}
     assert REAL_KEY not in str(logs)
 

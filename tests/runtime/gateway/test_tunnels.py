@@ -353,6 +353,17 @@ async def test_a_connection_that_began_with_a_model_never_becomes_a_tunnel():
         assert reached == []
 
 
+async def test_requests_that_never_end_are_counted_as_tunnels():
+    async with network_of(Names({}), bounds=Bounds(tunnels=3)) as gate:
+        endpoint = await gate.open("s")
+        begun = [await asyncio.open_unix_connection(str(endpoint.socket)) for _ in range(3)]
+        for _, writer in begun:
+            writer.write(b"CONNECT pypi.test:443 HTTP/1.1\r\n")
+        assert (await raw(endpoint, connect_to("pypi.test:443"))).startswith(b"HTTP/1.1 503 ")
+        for _, writer in begun:
+            writer.close()
+
+
 async def test_a_request_that_never_ends_is_not_waited_for():
     async with network_of(Names({}), bounds=Bounds(head_s=0.1)) as gate:
         endpoint = await gate.open("s")
@@ -388,11 +399,13 @@ async def test_every_decision_is_told_with_its_session_and_in_one_harmless_line(
             nasty = "evil\x1b[2J\r" + "x" * 3000
             for wanted in ("a.test:443", "b.test:443", f"{nasty}:443"):
                 await raw(endpoint, connect_to(wanted))
+            await raw(endpoint, b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n")
     told = [entry for entry in logs if entry["event"] == "egress_decided"]
     assert [(entry["session_id"], entry["decision"]) for entry in told] == [
         ("s", "not_public"),
         ("s", "not_allowed"),
         ("s", "malformed"),
+        ("s", "not_a_tunnel"),
     ]
     assert told[0]["host"] == "a.test:443"
     assert all(entry["host"].isprintable() and len(entry["host"]) < 1000 for entry in told)

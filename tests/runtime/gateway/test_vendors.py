@@ -165,7 +165,7 @@ async def ask(
         client.headers.pop("x-api-key")
         body = changes.get("body", case.body)
         given = {"data": body} if isinstance(body, bytes) else {"json": body}
-        headers = {**shown, **changes.get("headers", {})}
+        headers = {**shown, "Content-Type": "application/json", **changes.get("headers", {})}
         async with client.request(method, target, headers=headers, **given) as response:
             return response.status, await response.json(content_type=None)
 
@@ -381,14 +381,27 @@ async def test_a_body_in_which_no_model_is_found_is_refused_where_models_are_res
         assert told == CASES[name].refused(400, told["error"]["message"])
 
 
-async def test_an_encoded_body_is_refused_where_models_are_restricted():
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Encoding": "zstd"},
+        {"Content-Encoding": "gzip"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "application/json; charset=utf-7"},
+        {"Content-Type": ""},
+    ],
+)
+async def test_a_body_that_its_headers_let_be_read_otherwise_is_refused_where_models_are_restricted(
+    headers: dict[str, str],
+):
     async with api(no_call) as url, broker(*everything(url)) as gate:
         endpoint = await gate.open("s", egress=Egress(models=("m-1",)))
-        status, told = await ask(
-            endpoint, CASES["responses"], body=b"zstd", headers={"Content-Encoding": "zstd"}
-        )
-        assert status == 400
-        assert "encoded" in told["error"]["message"]
+        body = b'{"model":"m-1","x":"&model=forbidden&"}'
+        for name in ("messages", "responses"):
+            status, told = await ask(endpoint, CASES[name], body=body, headers=headers)
+            assert status == 400
+            assert "not plain JSON" in told["error"]["message"]
 
 
 @pytest.mark.parametrize("model", ["m-1", "forbidden"])
@@ -411,7 +424,7 @@ async def test_a_model_that_is_named_after_megabytes_is_found_and_none_of_it_is_
     async with api(answer) as url, broker(*everything(url)) as gate:
         endpoint = await gate.open("s", egress=Egress(models=("m-1",)))
         async with agent(endpoint) as client:
-            headers = CASES["chat"].shown(endpoint.token)
+            headers = {**CASES["chat"].shown(endpoint.token), "Content-Type": "application/json"}
             data = pieces() if chunked else io.BytesIO(body)
             async with client.post("/v1/chat/completions", data=data, headers=headers) as response:
                 assert response.status == (200 if model == "m-1" else 403)
@@ -455,6 +468,18 @@ async def test_a_vendor_that_is_away_or_hangs_is_a_refusal_in_its_own_words(case
             502,
             case.refused(502, "The model's API cannot be reached or broke off."),
         )
+
+
+@each
+async def test_a_vendor_that_refuses_the_key_is_not_quoted(case: Case):
+    """Some tell the key that they refuse, or its ends."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": f"Incorrect API key: {REAL}"}}, status=401)
+
+    async with api(refuse) as url, broker(*everything(url)) as gate:
+        message = "The model's API refuses the runtime's key."
+        assert await ask(await gate.open("s"), case) == (401, case.refused(401, message))
 
 
 async def test_no_key_is_in_a_refusal_a_log_or_a_representation():
