@@ -57,6 +57,7 @@ class DependencyStore:
         self._tasks = Tasks()
         self._opening = asyncio.Lock()
         self._opened = False
+        self._in_system: set[tuple[str, ...]] = {()}
         self._under_way: dict[str, asyncio.Task[SandboxFault | bool]] = {}
 
     async def prepare(self, wanted: Dependencies, toolchain: Toolchain) -> None:
@@ -68,7 +69,9 @@ class DependencyStore:
         if not wanted:
             return
         packages = packages_of(wanted)
-        await check_system(packages.apt)
+        if packages.apt not in self._in_system:
+            await check_system(packages.apt)
+            self._in_system.add(packages.apt)
         installs = list(self._installs(packages, toolchain).items())
         for task in [await self._started(key, install) for key, install in installs]:
             await _outcome(task)

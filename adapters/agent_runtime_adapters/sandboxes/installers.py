@@ -105,8 +105,6 @@ async def install_node(folder: Path, held: int, *, packages: tuple[str, ...]) ->
 
 async def check_system(packages: tuple[str, ...]) -> None:
     """See that packages of the distribution are installed. Raises `SandboxFault` (`dependency_missing`)."""
-    if not packages:
-        return
     if shutil.which("dpkg-query") is None:
         raise missing(
             f"{', '.join(packages)}: apt packages can only be had on Debian and its kin, or on Modal."
