@@ -160,9 +160,19 @@ class RunnerFeed:
         return self._translator.at_work > 0
 
     def mute(self) -> None:
-        """Translate no more: what the agent still says belongs to no turn. Files go on."""
+        """Translate no more: what the agent still says belongs to no turn. Files and transcript go on.
+
+        So does who it says it is: the transcript is of no use to its next process without that.
+        """
         self._muted = True
-        self._lines.clear()
+        while self._lines:
+            self._identify(self._lines.popleft())
+
+    def _identify(self, frame: Frame) -> None:
+        for found in self._line(frame) if frame["k"] == "agent" else ():
+            known = self._recorder.record.agent_session_id
+            if isinstance(found, AgentIdentity) and found.agent_session_id != known:
+                self._recorder.note(agent_session_id=found.agent_session_id)
 
     async def quiet(self) -> None:
         """Return when nothing that was translated is on its way to the log."""
@@ -278,6 +288,8 @@ class RunnerFeed:
                 self._lines.append(frame)
                 self._drained.clear()
                 self._arrived.set()
+            case "agent":
+                self._identify(frame)
             case "file":
                 await self._files.take(frame)
             case "transcript":

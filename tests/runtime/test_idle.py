@@ -174,3 +174,34 @@ async def test_a_profile_says_for_itself_how_long_its_sandbox_may_rest() -> None
             await it.ended(session_id, 1)
             await it.reaches(session_id, Phase.DORMANT)
             assert sandboxes.living() == []
+
+
+async def test_an_agent_that_says_who_it_is_while_its_sandbox_is_ended_is_remembered() -> None:
+    stopping, said = asyncio.Event(), asyncio.Event()
+
+    async def script(stage: Stage) -> None:
+        if stage.message == "one":
+            await stopping.wait()
+        await remembers(stage)
+
+    async def goodbye_waits(frame: dict[str, Any]) -> bool:
+        if frame["k"] == "close":
+            stopping.set()
+            await said.wait()
+        return True
+
+    async with world(script) as it:
+        session_id = await it.new(message="one")
+        await it.reaches(session_id, Phase.RUNNING)
+        it.sandboxes.made[0].runner.before = goodbye_waits
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(it.manager.stop_session(ANNA, session_id))
+            await eventually(lambda: it.sandboxes.made[0].runner.files)
+            said.set()
+        await it.send(session_id, "two")
+        await it.ended(session_id, 2)
+        assert [start["options"]["resume"] for start in started(it)] == [None, "agent"]
+        transcript = await it.store.load_transcript(session_id)
+        assert (transcript["main"][0], len(transcript["main"])) == ({"said": "one"}, 2)
+        blocks = (await it.store.load_blocks(session_id, limit=9)).blocks
+        assert blocks[-1].block.content == "one"  # type: ignore[union-attr]
