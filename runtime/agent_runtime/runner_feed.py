@@ -280,16 +280,20 @@ class RunnerFeed:
         with suppress(SandboxFault):  # the reader finds out by itself
             self._pace()
 
+    def _queue(self, frame: Frame) -> None:
+        if self._muted:
+            return self._identify(frame)
+        if self._drained.is_set():
+            self._received_when_drained = self._link.received
+        self._lines.append(frame)
+        self._drained.clear()
+        self._arrived.set()
+        return None
+
     async def _sort(self, frame: Frame) -> None:
         match frame["k"]:
-            case "agent" | "exit" if not self._muted:
-                if self._drained.is_set():
-                    self._received_when_drained = self._link.received
-                self._lines.append(frame)
-                self._drained.clear()
-                self._arrived.set()
-            case "agent":
-                self._identify(frame)
+            case "agent" | "exit":
+                self._queue(frame)
             case "file":
                 await self._files.take(frame)
             case "transcript":
