@@ -30,7 +30,7 @@ def folder_of_a_server(root: Path) -> Iterator[Path]:
 
     Raises `PermissionError` for a root that is somebody else's.
     """
-    made = not root.exists()
+    made = not root.exists() or root == usual_root()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise PermissionError("the folder for the local Modal belongs to somebody else")
@@ -45,8 +45,13 @@ def folder_of_a_server(root: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if made:
-                with suppress(OSError):  # another server may live there by now
-                    root.rmdir()
+                let_go(root)
+
+
+def let_go(root: Path) -> None:
+    """Remove a root that is empty. Another server may live there by now."""
+    with suppress(OSError):
+        root.rmdir()
 
 
 def sweep(root: Path) -> None:

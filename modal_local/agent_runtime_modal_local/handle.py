@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from agent_runtime_modal_local.faults import Fault
-from agent_runtime_modal_local.folders import sweep, usual_root
+from agent_runtime_modal_local.folders import let_go, sweep, usual_root
 
 START_WITHIN_S: Final = 30.0
 STOP_WITHIN_S: Final = 20.0
@@ -82,6 +82,8 @@ class LocalModal:
                 stream.close()
         if self._root.exists():
             sweep(self._root)
+        if self._root == usual_root():
+            let_go(self._root)
 
     @property
     def pid(self) -> int:

@@ -1,5 +1,6 @@
 """What is left of a local Modal after its end, however it came: nothing."""
 
+import asyncio
 import json
 import os
 import signal
@@ -88,6 +89,19 @@ async def test_two_servers_share_a_root_and_leave_each_other_alone(tmp_path: Pat
         async with client_of(first):
             assert await first.sandboxes() == []
             assert await second.sandboxes() == []
+
+
+async def test_the_usual_root_goes_with_the_last_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    async with LocalModal() as first:
+        async with LocalModal() as second:
+            assert len(names_in(tmp_path)) == 1
+            await asyncio.to_thread(first.stop)
+            assert await second.sandboxes() == []
+        assert names_in(tmp_path) == []
 
 
 def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
