@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import egress
 import first_block
 import gateway
 import memory
@@ -15,6 +16,7 @@ BENCHMARKS = {
     "memory": memory,
     "store": store,
     "gateway": gateway,
+    "egress": egress,
     "sandbox_start": sandbox_start,
 }
 

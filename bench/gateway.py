@@ -2,7 +2,9 @@
 
 The gateway runs in a process of its own, so that its processor time can be told from the client's
 and the model's. A short answer shows what a request costs; long ones what bytes cost, in large
-pieces and in pieces of a token's size, where each event is a write of the model.
+pieces and in pieces of a token's size, where each event is a write of the model. A third way is the
+gateway for a session whose models are restricted, where each request is looked through for its model.
+Next door `egress` measures what is no model's.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
+import uvloop
 
 from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
+from agent_runtime.needs import Egress
 from figures import save, summary, table
 from served import process, scripted_model
 
@@ -35,7 +39,7 @@ STREAMS = {
     "large pieces": f"[[script:big n={8 * MIB}]]",
     "token-sized pieces": "[[script:slow n=20000 delay=0]]",
 }
-DIRECT, THROUGH = "direct", "through the gateway"
+DIRECT, THROUGH, GUARDED = "direct", "through the gateway", "the same, models restricted"
 
 
 @dataclass
@@ -76,23 +80,27 @@ class Way:
 
 @asynccontextmanager
 async def ways(model_url: str) -> AsyncIterator[tuple[dict[str, Way], int]]:
-    """Both ways to the model, and the gateway's process."""
+    """All ways to the model, and the gateway's process."""
     with TemporaryDirectory(prefix="agent-runtime-bench-gateway-") as folder:
-        async with process(sys.executable, __file__, "--serve", model_url, "--run-dir", folder) as (
-            child,
-            ready,
+        async with (
+            process(sys.executable, __file__, "--serve", model_url, "--run-dir", folder) as (
+                child,
+                ready,
+            ),
+            aiohttp.ClientSession() as direct,
+            AsyncExitStack() as stack,
         ):
-            connector = aiohttp.UnixConnector(ready["socket"])
-            token = {"x-api-key": ready["token"]}
-            async with (
-                aiohttp.ClientSession() as direct,
-                aiohttp.ClientSession(connector=connector, headers=token) as through,
-            ):
-                yield {DIRECT: Way(direct, model_url), THROUGH: Way(through, "http://localhost")}, child.pid
+            both = {DIRECT: Way(direct, model_url)}
+            for name, endpoint in ready.items():
+                connector = aiohttp.UnixConnector(endpoint["socket"])
+                token = {"x-api-key": endpoint["token"]}
+                client = aiohttp.ClientSession(connector=connector, headers=token)
+                both[name] = Way(await stack.enter_async_context(client), "http://localhost")
+            yield both, child.pid
 
 
 async def measure(runs: int) -> tuple[dict[str, Samples], dict[str, dict[str, Samples]]]:
-    """Requests, and streams by their kind; both ways in each round, in turning order."""
+    """Requests, and streams by their kind; all ways in each round, in turning order."""
     requests: dict[str, Samples] = defaultdict(Samples)
     streams: dict[str, dict[str, Samples]] = {kind: defaultdict(Samples) for kind in STREAMS}
     async with scripted_model() as model_url, ways(model_url) as (both, gateway):
@@ -157,8 +165,12 @@ def tell(requests: dict[str, Samples], streams: dict[str, dict[str, Samples]]) -
 async def serve(model_url: str, run_dir: Path) -> None:
     """The gateway alone, until it is ended."""
     gateway = Gateway([Anthropic(model_url, api_key="sk-ant-bench")], run_dir)
-    endpoint = await gateway.open("bench")
-    sys.stdout.write(json.dumps({"socket": str(endpoint.socket), "token": endpoint.token}) + "\n")
+    endpoints = {
+        THROUGH: await gateway.open("bench"),
+        GUARDED: await gateway.open("guarded", egress=Egress(models=("scripted",))),
+    }
+    told = {name: {"socket": str(one.socket), "token": one.token} for name, one in endpoints.items()}
+    sys.stdout.write(json.dumps(told) + "\n")
     sys.stdout.flush()
     await asyncio.Event().wait()
 
@@ -171,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve:
-        asyncio.run(serve(options.serve, options.run_dir))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a served runtime has it
+            runner.run(serve(options.serve, options.run_dir))
     else:
         save("gateway", tell(*asyncio.run(measure(options.runs))))
 
