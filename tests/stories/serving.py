@@ -21,6 +21,7 @@ from agent_runtime.cli.serve import running
 from agent_runtime.cli.settings import Settings
 from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
+from agent_runtime.gateway.network import Network
 from agent_runtime.runtime import AgentRuntime
 from agent_runtime.testing.script import Script
 from agent_runtime.testing.scripted_model import ScriptedModel
@@ -40,14 +41,22 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    *, data: Path | None = None, scripts: Mapping[str, Script] | None = None, **settings: Any
+    *,
+    data: Path | None = None,
+    scripts: Mapping[str, Script] | None = None,
+    network: Network | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Server]:
-    """Run the system; `data` keeps it for a second run, `settings` are those of a served runtime."""
+    """Run the system; `data` keeps it for a second run, `settings` are those of a served runtime.
+
+    `network`: what sandboxes may reach through the gateway, instead of the public internet.
+    """
     with TemporaryDirectory(prefix="agent-runtime-story-") as fresh:
         folder = data or Path(fresh)
         chosen = Settings(port=0, data=folder, **settings)
         async with ScriptedModel(scripts=scripts or {}) as model:
-            gateway = Gateway([Anthropic(model.url, api_key=REAL_KEY)], folder / "gateway")
+            vendor = Anthropic(model.url, api_key=REAL_KEY)
+            gateway = Gateway([vendor], folder / "gateway", network=network)
             async with running(chosen, gateway=gateway) as served:
                 headers = {"Authorization": f"Bearer {served.token}"}
                 async with aiohttp.ClientSession(served.url, headers=headers) as http:
