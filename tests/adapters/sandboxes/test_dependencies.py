@@ -19,7 +19,7 @@ from agent_runtime.ports import SandboxProvider
 from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
-from agent_runtime_adapters.sandboxes.toolchain import toolchain_here
+from agent_runtime_adapters.sandboxes.toolchain import find_node, toolchain_here
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 from tests.adapters.sandboxes.machine import OBEDIENT, Inside, needs_local_sandboxes, needs_root, place
 from tests.adapters.sandboxes.ordinary_user import run_as_ordinary_user
@@ -274,6 +274,32 @@ async def test_a_broken_registry_is_a_fault_without_a_path_or_address(registry: 
         assert fault.detail == "npm: the packages could not be installed (E500)."
 
 
+@needs_local_sandboxes
+async def test_a_node_that_lies_outside_of_the_system_is_brought_in(
+    registry: NpmRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = RUN + "print(json.dumps([said('sh', '-c', 'command -v node'), said('tinyjs-greet')]))"
+    with place() as root, tempfile.TemporaryDirectory() as prefix:
+        put_node_into(Path(prefix), monkeypatch)
+        async with inside_with(
+            LocalSandboxes(root, runner=("-c", OBEDIENT)), Dependencies(npm=("tinyjs",)), root
+        ) as there:
+            assert await there.run(look) == ["/opt/agent-runtime/node/bin/node", "hello from node"]
+
+
+def test_a_node_among_private_files_is_not_brought_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_node_into(tmp_path, monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(SandboxFault, match="private files") as caught:
+        find_node()
+    assert str(tmp_path) not in caught.value.detail
+
+
+@pytest.mark.skipif(
+    shutil.which("dpkg-query") is None and "CI" not in os.environ, reason="this machine is no Debian"
+)
 async def test_the_packages_of_the_distribution_are_those_of_the_machine() -> None:
     async with a_store(Path("/nonexistent/never-made")) as store:
         await store.prepare(Dependencies(apt=("dpkg", "Coreutils")), toolchain_here())
@@ -381,6 +407,16 @@ print(json.dumps([
     with place() as root:
         async with inside_with(LocalSandboxes(root, runner=("-c", OBEDIENT)), wanted, root) as there:
             assert await there.run(look) == ["1.17.0", "..x"]
+
+
+def put_node_into(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on Node is found there, as a version manager would have it."""
+    program = prefix / "bin" / "node"
+    program.parent.mkdir()
+    prefix.chmod(0o755)
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("node")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
 
 def _only(program: str, folder: Path) -> Path:

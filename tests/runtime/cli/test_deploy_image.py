@@ -8,19 +8,21 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import modal
 import pytest
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime.needs import Dependencies
+from agent_runtime.needs import Dependencies, SandboxNeeds
+from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime.testing.stories import refused
 from agent_runtime_adapters.sandboxes.modal.image import Images, open_app
 from agent_runtime_adapters.sandboxes.packages import recipe_for
 from agent_runtime_modal_local import Do, Fault, LocalModal
-from agent_runtime_sandbox.image import Apt, Shell, Variables, recipe
+from agent_runtime_sandbox.image import RUNNER_PARENT, VARIABLES, Apt, Shell, Variables, recipe
+from tests.adapters.sandboxes.modal_world import modal_world, needs_users
 
 COMMAND = str(Path(sys.executable).parent / "agent-runtime")
 DEPENDENT = """
@@ -151,6 +153,26 @@ async def test_it_goes_into_the_app_and_the_environment_that_are_named(tmp_path:
         app = await open_app("mine", "staging")
         assert await Images(app, environment="staging").published(recipe()) is not None
         assert await Images(app, environment="main").published(recipe()) is None
+
+
+@needs_users
+async def test_what_is_deployed_is_what_sandboxes_begin_with_and_nothing_is_built(tmp_path: Path) -> None:
+    analyst = Dependencies(pip=("six==1.17.0",), npm=("left-pad@1.3.0",), apt=("jq",))
+    async with modal_world() as it:
+        await deploy(it.local.environment(), "--profile", "analyst", data=with_profiles(tmp_path))
+        await it.local.clear_faults()
+        with gateway() as spec:
+            sandbox = await it.provider().create(replace(spec, needs=SandboxNeeds(dependencies=analyst)))
+            calls = await it.local.calls()
+            said = await it.inside(
+                sandbox, f"ls {RUNNER_PARENT}/agent_runtime_sandbox; echo $PATH $NODE_PATH"
+            )
+            await sandbox.stop()
+
+    assert not {"ImageGetOrCreate", "ImageJoinStreaming", "ImagePublish", "MountPutFile"} & calls.keys()
+    assert "runner.py" in said
+    assert "image.py" not in said
+    assert f"{VARIABLES['PATH']} {VARIABLES['NODE_PATH']}" in said
 
 
 async def test_a_layer_that_cannot_be_built_is_one_line(tmp_path: Path) -> None:
