@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from agent_runtime_sandbox import drivers, process
@@ -48,12 +48,24 @@ class AgentOutput:
 
 
 class AgentPlace:
-    """Starts, serves and ends agents; `tasks` owns the task that follows a running one."""
+    """Starts, serves and ends agents; `tasks` owns the task that follows a running one.
 
-    def __init__(self, outbox: Outbox, places: Places, tasks: asyncio.TaskGroup) -> None:
+    Args:
+        spared: leaders of kernel sessions that are not the agent's, and do not end with it.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        places: Places,
+        tasks: asyncio.TaskGroup,
+        *,
+        spared: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         self._outbox = outbox
         self._places = places
         self._tasks = tasks
+        self._spared = spared
         self._driver: Driver | None = None
         self._starting = False
         self._closing = False
@@ -153,7 +165,7 @@ class AgentPlace:
         try:
             end = await driver.run()
         finally:
-            await asyncio.to_thread(process.end_leftovers)
+            await asyncio.to_thread(process.end_leftovers, self._spared)
             self._driver = None
             self.state = "exited"
             reason = "closed" if self._closing else "died"

@@ -1,4 +1,4 @@
-"""One connection to the runner: kept frames out of the journal, passing frames between them.
+"""The session's own connection to the runner: kept frames out of the journal, passing frames between them.
 
 The pump reads the journal by cursor in bounded pieces and waits for the socket, so a reader that
 stalls holds one piece in memory. Replies are sent when all frames that were written before them
@@ -8,7 +8,6 @@ have been sent. What the lines inward mean is next door, in `runner`.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from typing import Any, Final
 
@@ -39,12 +38,6 @@ class Attachment:
         self._drained = asyncio.Event()
         self._idle = asyncio.Event()
         self.closed = False
-
-    @classmethod
-    async def over(cls, connection: socket.socket, outbox: Outbox) -> Attachment:
-        """Take over an accepted connection."""
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=READ_BYTES)
-        return cls(reader, writer, outbox)
 
     async def receive(self) -> list[bytes]:
         """The next whole lines; raises `Detached` at the end and `FrameError` on an endless line."""

@@ -4,12 +4,28 @@ The only module that both sides share; standard library only. Here are the names
 the two functions that read and write a line. What a frame does is in `runner` (inside) and in
 `agent_runtime.session` (outside).
 
+Any number of connections may be open to one runner. The first line of each says what it is for:
+
+    attach             {after}          the session's own: everything below; a newer one replaces it
+    port               {port}           to what listens inside, at 127.0.0.1 or ::1 (`ports`)
+    terminal           {rows, cols}     to a shell on a terminal of its own (`terminals`)
+
+The last two are answered by one line, `opened` or `refused` {code, message}: port_closed,
+too_many_connections, too_many_terminals, terminal_failed. After `opened` a port's connection is the
+plain stream of bytes; on a terminal's there are lines, both ways:
+
+    data               {data}           base64: what is typed, what is shown
+    resize             {rows, cols}     inward
+    exit               {code}           outward, the last line; 128 + n for a shell ended by signal n
+
+A runner that does not know a first line closes the connection without an answer.
+
 Outward, runner to runtime. Kept frames carry `o`, a contiguous offset from 1, and `t`, seconds
 since 1970; they are in the journal until they are acknowledged, and are sent again to whoever
 attaches from an earlier offset. Passing frames have no `o`: they belong to one connection, and
 arrive after all kept frames that were written before them.
 
-    hello              passing  {v, head, oldest, agent}        first line of every connection
+    hello              passing  {v, head, oldest, agent}        the answer to attach
     reply              passing  {id, ok, result | error}        answer to the command `id`
     chunk              passing  {id, data, last}                base64 piece of a file that was read
     started            kept     {driver, info}                  the agent's process is there
@@ -30,7 +46,7 @@ they are not known.
 
 Inward, runtime to runner. A command with an `id` gets one `reply`.
 
-    attach             {after}                       first line of every connection: what was seen
+    attach             {after}                       the first line: what was seen
     ack                {o}                           forget up to here
     transcript         {id, key, entries}            before start: what the agent is to remember
     start              {id, driver, options}         start the agent; refused while one runs
@@ -49,7 +65,7 @@ Inward, runtime to runner. A command with an `id` gets one `reply`.
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 PROTOCOL_VERSION: Final = 1
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -101,6 +117,22 @@ def decode(line: bytes) -> Frame:
     if not isinstance(frame, dict) or not isinstance(frame.get("k"), str):
         raise FrameError("not a frame")
     return frame
+
+
+class Writer(Protocol):
+    """What `asyncio.StreamWriter` can, as far as it matters here."""
+
+    def write(self, data: bytes) -> None:
+        """Send soon."""
+
+    async def drain(self) -> None:
+        """Wait while much is to be sent."""
+
+
+async def refuse(writer: Writer, code: str, message: str) -> None:
+    """Answer the first line of a connection with a no."""
+    writer.write(encode({"k": "refused", "code": code, "message": message}))
+    await writer.drain()
 
 
 class LineSplitter:

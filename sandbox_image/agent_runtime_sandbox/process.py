@@ -12,14 +12,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _REAP_ROUNDS: Final = 200
 _REAP_PAUSE_S: Final = 0.01
+_HANG_UP_ROUNDS: Final = 20
+"""For a shell to write down its history, and an editor its file, before they are killed."""
 
 
 def harden() -> None:
@@ -78,17 +80,75 @@ def reap(keep: Collection[int] = ()) -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
-def end_leftovers() -> None:
+def end_leftovers(spared: Callable[[], Collection[int]] = tuple) -> None:
     """Kill every child and whatever is adopted from them, for two seconds at most.
 
-    Blocks. Only for when no driver owns a process.
+    Blocks. Only for when no driver owns a process. `spared` are leaders of kernel sessions that stay.
     """
     for _ in range(_REAP_ROUNDS):
-        reap()
-        leftovers = children()
+        leaders = set(spared())
+        reap(leaders)
+        leftovers = children() - leaders
+        if leaders:
+            known = _processes()
+            leftovers = {pid for pid in leftovers if pid in known and known[pid].session not in leaders}
         if not leftovers:
             return
         for pid in leftovers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _signal(pid, signal.SIGKILL)
         time.sleep(_REAP_PAUSE_S)
+
+
+def end_session(leader: int) -> None:
+    """Hang up on a kernel session and on what was started in it; kill what does not go. Blocks.
+
+    Idempotent. What is killed may be forking, so it is looked for until nothing is found.
+    """
+    family: dict[int, _Process] = {}
+    for attempt in range(_REAP_ROUNDS):
+        known = _processes()
+        family = _grown(family, leader, known)
+        if not family:
+            return
+        for pid in family:
+            if attempt >= _HANG_UP_ROUNDS:
+                _signal(pid, signal.SIGKILL)
+            elif attempt == 0:
+                _signal(pid, signal.SIGHUP)
+                _signal(pid, signal.SIGCONT)
+        time.sleep(_REAP_PAUSE_S)
+
+
+class _Process(NamedTuple):
+    """A living process; `began` tells it from another that gets its pid later."""
+
+    parent: int
+    session: int
+    began: int
+
+
+def _grown(family: dict[int, _Process], leader: int, known: dict[int, _Process]) -> dict[int, _Process]:
+    """Those of a family that live, with the leader's session and all their descendants."""
+    members = {pid for pid, each in family.items() if pid in known and known[pid].began == each.began}
+    members |= {pid for pid, each in known.items() if each.session == leader}
+    while more := {pid for pid, each in known.items() if each.parent in members} - members:
+        members |= more
+    return {pid: known[pid] for pid in members}
+
+
+def _processes() -> dict[int, _Process]:
+    """Every process that can be seen and is more than its exit code."""
+    found: dict[int, _Process] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                # The name in parentheses may hold anything, parentheses too.
+                state, *fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                if state not in {"Z", "X"}:
+                    found[int(entry.name)] = _Process(int(fields[0]), int(fields[2]), int(fields[18]))
+    return found
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)

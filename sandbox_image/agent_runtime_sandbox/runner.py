@@ -1,7 +1,8 @@
-"""The runner: owns the agent, the journal and the watcher, and serves whoever attaches.
+"""The runner: owns the agent, the journal and the watcher, and serves whoever connects.
 
-Exactly one attachment is live; a newer one replaces it. What a connection sends is parsed
-defensively: a bad line ends that connection and nothing else. Commands belong to the runner, not
+A connection's first line says what it is for. Exactly one attachment is live; a newer one replaces
+it; ports and terminals stand beside it. What a connection sends is parsed defensively: a bad line
+ends that connection and nothing else. Commands belong to the runner, not
 to the connection they came by: a start goes on when the runtime that asked for it is gone. With
 nobody attached for too long the runner ends itself and the agent.
 """
@@ -18,14 +19,16 @@ from typing import Final
 
 from agent_runtime_sandbox import drivers, frames, process
 from agent_runtime_sandbox.agent import AgentPlace
-from agent_runtime_sandbox.attachment import Attachment, Detached
+from agent_runtime_sandbox.attachment import READ_BYTES, Attachment, Detached
 from agent_runtime_sandbox.beneath import Root
 from agent_runtime_sandbox.commands import Commands
 from agent_runtime_sandbox.files import WorkspaceFiles
 from agent_runtime_sandbox.journal import Journal
 from agent_runtime_sandbox.manifest import Rules
 from agent_runtime_sandbox.outbox import Outbox
+from agent_runtime_sandbox.ports import Ports
 from agent_runtime_sandbox.relay import Relay
+from agent_runtime_sandbox.terminals import Terminals
 from agent_runtime_sandbox.usage import until_over
 from agent_runtime_sandbox.watching import Watching
 
@@ -33,7 +36,7 @@ HANDSHAKE_S: Final = 10.0
 TELL_WITHIN_S: Final = 2.0
 """For the last frame of a runner that ends itself to reach whoever listens."""
 MAX_STRANGERS: Final = 4
-"""Connections that have not said `attach` yet."""
+"""Connections that have not said yet what they are for."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ class Runner:
         self._outbox.changed = self._wake
         self._root = Root(settings.places.workspace)
         self._files = WorkspaceFiles(self._root, self._outbox, settings.rules)
+        self._ports = Ports()
+        self._terminals = Terminals(settings.places)
         self._live: Attachment | None = None
         self._alone_since = 0.0
         self._strangers = asyncio.Semaphore(MAX_STRANGERS)
@@ -84,9 +89,9 @@ class Runner:
             loop.add_signal_handler(number, self._end_by_signal)
         try:
             async with asyncio.TaskGroup() as tasks:
-                agent = AgentPlace(self._outbox, self._settings.places, tasks)
+                agent = AgentPlace(self._outbox, self._settings.places, tasks, spared=self._terminals.leaders)
                 commands = Commands(agent, self._files, tasks)
-                loop.add_signal_handler(signal.SIGCHLD, _reap, agent)
+                loop.add_signal_handler(signal.SIGCHLD, _reap, agent, self._terminals)
                 tasks.create_task(self._accept(tasks, agent, commands), name="accept")
                 tasks.create_task(self._watch(), name="files")
                 tasks.create_task(self._end_when_orphaned(), name="orphan")
@@ -127,36 +132,57 @@ class Runner:
             tasks.create_task(self._serve(connection, agent, commands), name="connection")
 
     async def _serve(self, connection: socket.socket, agent: AgentPlace, commands: Commands) -> None:
-        attachment = await Attachment.over(connection, self._outbox)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=READ_BYTES)
         try:
-            rest = await self._greet(attachment, agent)
-            async with asyncio.TaskGroup() as both:
-                both.create_task(attachment.pump(), name="pump")
-                both.create_task(self._obey(attachment, rest, commands), name="obey")
+            frame = await self._first_line(reader)
+            match frame["k"]:
+                case "attach":
+                    await self._serve_session(
+                        frame, Attachment(reader, writer, self._outbox), agent, commands
+                    )
+                case "port":
+                    await self._ports.serve(frame, reader, writer)
+                case "terminal":
+                    await self._terminals.serve(frame, reader, writer)
+                case _:
+                    raise frames.FrameError("the first line says nothing that is known")
         except* (Detached, TimeoutError):
             pass
         except* Exception as errors:
             _log.warning("a connection was cut: %r", errors.exceptions[0])
+        finally:
+            writer.transport.abort()
+
+    async def _first_line(self, reader: asyncio.StreamReader) -> frames.Frame:
+        """What a connection is for; what came with it stays in the reader."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                return frames.decode(await reader.readuntil())
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise Detached from error
+        except asyncio.LimitOverrunError as error:
+            raise frames.FrameError("a first line without end") from error
+        finally:
+            self._strangers.release()
+
+    async def _serve_session(
+        self, frame: frames.Frame, attachment: Attachment, agent: AgentPlace, commands: Commands
+    ) -> None:
+        try:
+            self._attach(attachment, frame, agent)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(attachment.pump(), name="pump")
+                both.create_task(self._obey(attachment, commands), name="obey")
         finally:
             attachment.close()
             if self._live is attachment:
                 self._live = None
                 self._alone_since = asyncio.get_running_loop().time()
 
-    async def _greet(self, attachment: Attachment, agent: AgentPlace) -> list[bytes]:
-        """Take the first line; return what came with it."""
-        try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                first, *rest = await attachment.receive()
-        finally:
-            self._strangers.release()
-        self._attach(attachment, frames.decode(first), agent)
-        return rest
-
     def _attach(self, attachment: Attachment, frame: frames.Frame, agent: AgentPlace) -> None:
         after = frame.get("after")
-        if frame["k"] != "attach" or not isinstance(after, int) or isinstance(after, bool) or after < 0:
-            raise frames.FrameError("the first line is no attach")
+        if not isinstance(after, int) or isinstance(after, bool) or after < 0:
+            raise frames.FrameError("an attach without an offset")
         if self._live is not None:
             self._live.close()
         self._live = attachment
@@ -169,9 +195,9 @@ class Runner:
         }
         attachment.follow(after, hello)
 
-    async def _obey(self, attachment: Attachment, lines: list[bytes], commands: Commands) -> None:
+    async def _obey(self, attachment: Attachment, commands: Commands) -> None:
         while True:
-            for line in lines:
+            for line in await attachment.receive():
                 if attachment.closed:
                     raise Detached
                 frame = frames.decode(line)
@@ -179,7 +205,6 @@ class Runner:
                     self._acknowledge(frame.get("o"))
                 else:
                     await commands.begin(frame, attachment)
-            lines = await attachment.receive()
 
     def _acknowledge(self, offset: object) -> None:
         if not isinstance(offset, int) or isinstance(offset, bool):
@@ -215,9 +240,9 @@ class Runner:
             await asyncio.sleep(max(bound - alone, 0.01))
 
 
-def _reap(agent: AgentPlace) -> None:
+def _reap(agent: AgentPlace, terminals: Terminals) -> None:
     """A child ended, or was stopped."""
     agent.end_if_stopped()
-    busy = agent.busy_pids()
-    if busy is not None:
-        process.reap(busy)
+    agents, shells = agent.busy_pids(), terminals.busy_pids()
+    if agents is not None and shells is not None:
+        process.reap({*agents, *shells})
