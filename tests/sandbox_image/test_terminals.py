@@ -48,7 +48,8 @@ async def test_it_has_the_size_that_it_is_given_and_is_told_of_another() -> None
 
 async def test_ctrl_c_ends_what_runs_and_not_the_shell() -> None:
     async with running() as runner, terminal(runner) as shell:
-        await shell.ask("echo began; exec_=1; sleep 1000", "began\r\n")
+        shell.type("sleep 1000\n")
+        await eventually(lambda: [pid for pid in family(runner) if _is(pid, "sleep")])
         shell.type(b"\x03")
         await shell.ask("echo code $?", "code 130")
 
