@@ -1,4 +1,4 @@
-"""Attachment: the sandbox that a session is attached to, with its link, its feed and its reader.
+"""Attachment: the sandbox that a session is attached to: its link, feed and reader, and its passages.
 
 What a session does with a living sandbox is here: hand over a message, interrupt, bring files in,
 say goodbye, detach, leave. How one comes to be is in `wake`; when each of these is done is decided by
@@ -14,6 +14,7 @@ import structlog
 
 from agent_runtime.blocks import Content
 from agent_runtime.errors import RuntimeFault, SandboxFault
+from agent_runtime.passages import Passages
 from agent_runtime.records import SandboxStatus, TurnError
 from agent_runtime.runner_feed import UNEXPECTED, RunnerFeed
 from agent_runtime.runner_link import RunnerLink
@@ -39,6 +40,7 @@ class Attachment:
     def __init__(self, session_id: str, link: RunnerLink, feed: RunnerFeed) -> None:
         self.link = link
         self.feed = feed
+        self.passages = Passages(link.sandbox)
         self.lost: TurnError | None = None
         self._seen_before: dict[str, int] = {}
         self.tasks: list[asyncio.Task[None]] = []
@@ -115,7 +117,8 @@ class Attachment:
             _log.info("sync_unanswered", session_id=self._session_id, code=fault.code)
 
     async def say_goodbye(self) -> None:
-        """End the agent politely and bring in what it left behind."""
+        """End the agent politely, and whoever else works inside; bring in what they left behind."""
+        await self.passages.cut()
         if self.link.silent:
             return
         try:
@@ -133,6 +136,7 @@ class Attachment:
         self.feed.mute()
         self.feed.caught_up.set()  # there will be no more
         await self.feed.quiet()  # what is in the log must be in the fold
+        await self.passages.cut()
         await self.link.close()
         for task in self.tasks:
             task.cancel()

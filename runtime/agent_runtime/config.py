@@ -46,6 +46,8 @@ class RuntimeConfig:
         connect_timeout_s: from a connection's first byte to its credentials.
         heartbeat_s: silence after which an event stream gets a sign of life. body_timeout_s: for
         reading one request. cors_origins: foreign origins whose pages may call (`https://host`).
+        preview_origin: where ports of sandboxes are shown, each at an origin of its own
+        (`https://*.preview.host`, which all lead here); None: at this one, without its rights.
 
     Sessions:
         file_rules: which files of a workspace are kept; for sandboxes that are begun from now on.
@@ -84,6 +86,7 @@ class RuntimeConfig:
     heartbeat_s: float = 15.0
     body_timeout_s: float = 30.0
     cors_origins: tuple[str, ...] = ()
+    preview_origin: str | None = None
 
     file_rules: FileRules = field(default_factory=FileRules)
     resources: Resources = DEFAULT_RESOURCES

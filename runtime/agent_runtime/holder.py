@@ -292,6 +292,7 @@ class Holder:
                 watch_idleness(
                     self._machine,
                     feed,
+                    attached.passages,
                     agent_idle_s=self._around.agent_idle_s,
                     sandbox_idle_s=self._idle_timeout_s or self._around.sandbox_idle_s,
                 ),

@@ -1,7 +1,8 @@
 """Idle: when an agent, and then its sandbox, has had nothing to do for long enough, or lived long enough.
 
 Nothing to do means: no turn is under way, the agent said nothing, no subagent and no command of its own
-is at work in the background, and nobody asked for anything. What follows is decided by `lifecycle`.
+is at work in the background, nobody asked for anything, and nobody uses a port or a terminal: what one
+finds at a port is often what the agent left running. What follows is decided by `lifecycle`.
 Sessions that leave memory are the business of `loading`.
 """
 
@@ -14,6 +15,7 @@ from typing import Final
 from agent_runtime import moves
 from agent_runtime.clock import now
 from agent_runtime.machine import Machine
+from agent_runtime.passages import Passages
 from agent_runtime.records import Phase
 from agent_runtime.runner_feed import RunnerFeed
 
@@ -26,7 +28,7 @@ _LOOKS_IN_A_LIFE: Final = 1000
 
 
 async def watch_idleness(
-    machine: Machine, feed: RunnerFeed, *, agent_idle_s: float, sandbox_idle_s: float
+    machine: Machine, feed: RunnerFeed, passages: Passages, *, agent_idle_s: float, sandbox_idle_s: float
 ) -> None:
     """Feed `AgentIdle` and `SandboxIdle` when they are due, asleep in between; ends with the sandbox.
 
@@ -40,7 +42,7 @@ async def watch_idleness(
         due_s = sandbox_idle_s if hibernated else min(agent_idle_s, sandbox_idle_s)
         quiet_s = 0.0
         if machine.state.phase in _RESTING and not feed.at_work:
-            quiet_s = loop.time() - max(machine.moved_at, feed.heard_at)
+            quiet_s = min(loop.time() - max(machine.moved_at, feed.heard_at), passages.quiet_s())
         if quiet_s >= sandbox_idle_s:
             machine.feed(moves.SandboxIdle())
             return

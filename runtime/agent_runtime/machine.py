@@ -33,6 +33,7 @@ class Machine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._over = False
+        self._next = asyncio.Event()
 
     def feed(self, given: Input) -> None:
         """Make a move. After `end` the state still moves, and nothing follows."""
@@ -40,6 +41,8 @@ class Machine:
         lifecycle.check(self.state)
         self.moved_at = asyncio.get_running_loop().time()
         self._moved()
+        self._next.set()
+        self._next = asyncio.Event()
         if effects and not self._over:
             self._effects.extend(effects)
             self._idle.clear()
@@ -54,6 +57,12 @@ class Machine:
                 await perform(self._effects.popleft())
             self._idle.set()
 
+    async def until(self, wanted: Callable[[State], bool]) -> State:
+        """Return the first state that is wanted; whatever it is, once no more moves follow."""
+        while not (self._over or wanted(self.state)):
+            await self._next.wait()
+        return self.state
+
     async def idle(self) -> None:
         """Return when no effect is left to be performed, or none will be any more."""
         await self._idle.wait()
@@ -63,3 +72,4 @@ class Machine:
         self._over = True
         self._effects.clear()
         self._idle.set()
+        self._next.set()

@@ -31,6 +31,7 @@ from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import Conflict, NotFound
 from agent_runtime.loading import Loaded
+from agent_runtime.passages import Passage, Terminal
 from agent_runtime.pool import SandboxPool
 from agent_runtime.ports import Principal
 from agent_runtime.profile import AgentProfile, FileRules
@@ -251,6 +252,22 @@ class SessionManager:
         session = await self._own(principal, session_id)
         await session.sync()
         return session.shown()
+
+    # Passages into the sandbox.
+
+    async def sandbox_id(self, principal: Principal, session_id: str) -> str:
+        """The sandbox that a session has. Raises `NotFound`, `Conflict` (`sandbox_not_running`)."""
+        return (await self._own(principal, session_id)).sandbox_id()
+
+    async def open_port(self, principal: Principal, session_id: str, port: int, sandbox_id: str) -> Passage:
+        """Connect to a port of that sandbox. Raises `NotFound`, as `AgentSession.open_port`."""
+        session = await self._own(principal, session_id)
+        return await session.open_port(port, sandbox_id=sandbox_id)
+
+    async def open_terminal(self, principal: Principal, session_id: str, rows: int, columns: int) -> Terminal:
+        """Start a shell in the sandbox; wakes it. Raises `NotFound`, as `AgentSession.open_terminal`."""
+        self._loaded.check_open()
+        return await (await self._own(principal, session_id)).open_terminal(rows, columns)
 
     # Turns.
 

@@ -23,9 +23,11 @@ from typing import Any, Final, Literal, TypeAlias
 import structlog
 
 from agent_runtime import moves
+from agent_runtime.attachment import Attachment
 from agent_runtime.blocks import Content, UserMessage
 from agent_runtime.conversation import Snapshot
-from agent_runtime.errors import Conflict, PersistenceFault
+from agent_runtime.errors import Conflict, PersistenceFault, SandboxFault
+from agent_runtime.passages import Passage, Passages, Terminal
 from agent_runtime.performer import Performer
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
@@ -46,6 +48,7 @@ _log = structlog.get_logger(__name__)
 
 _BUSY: Final = frozenset({Phase.RUNNING, Phase.WAKING, Phase.STOPPING})
 _ASLEEP: Final = frozenset({Phase.DORMANT, Phase.FAILED})
+_ON_THE_WAY: Final = frozenset({Phase.WAKING, Phase.STOPPING})
 
 
 _STEER_S: Final = 5.0
@@ -180,6 +183,48 @@ class AgentSession:
     def prewarm(self) -> None:
         """Begin to wake, if the session sleeps."""
         self._machine.feed(moves.PrewarmWanted())
+
+    async def open_port(self, port: int, *, sandbox_id: str | None = None) -> Passage:
+        """Connect to what listens inside; wakes nothing. `sandbox_id`: only if it is that one.
+
+        Raises `Conflict` (`sandbox_not_running`), and what `Passages.port` raises.
+        """
+        return await self._passages(sandbox_id).port(port)
+
+    async def open_terminal(self, rows: int, columns: int) -> Terminal:
+        """Start a shell in the sandbox; wakes one, where there is none.
+
+        Raises `SandboxFault` (`sandbox_failed`, `sandbox_timeout`), and what `Passages.terminal` raises.
+        """
+        try:
+            async with asyncio.timeout(self._around.wake_timeout_s):
+                state = await self._machine.until(lambda state: state.phase not in _ON_THE_WAY)
+                if state.phase in _ASLEEP:
+                    self._machine.feed(moves.PrewarmWanted())
+                    await self._machine.until(lambda state: state.phase not in _ON_THE_WAY)
+        except TimeoutError as error:
+            raise SandboxFault("There was no sandbox in time.", code="sandbox_timeout") from error
+        if self._machine.state.phase in _ASLEEP:
+            raise SandboxFault("The sandbox could not be started.")
+        return await self._passages(None).terminal(rows, columns)
+
+    def sandbox_id(self) -> str:
+        """The sandbox that the session has. Raises `Conflict` (`sandbox_not_running`)."""
+        return self._attached().link.sandbox.ref.sandbox_id
+
+    def _attached(self) -> Attachment:
+        attached = self._holder.attached
+        if attached is None or self._machine.state.phase is Phase.STOPPING:
+            detail = "The session has no sandbox at present."
+            raise Conflict(detail, code="sandbox_not_running", retryable=True, session_id=self.session_id)
+        return attached
+
+    def _passages(self, sandbox_id: str | None) -> Passages:
+        attached = self._attached()
+        if sandbox_id not in {None, attached.link.sandbox.ref.sandbox_id}:
+            detail = "The session has another sandbox now."
+            raise Conflict(detail, code="sandbox_not_running", session_id=self.session_id)
+        return attached.passages
 
     async def stop(self, error: TurnError | None = None) -> None:
         """End the sandbox; returns when it is gone. The session stays.

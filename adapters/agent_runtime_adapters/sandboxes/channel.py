@@ -19,7 +19,8 @@ from agent_runtime.errors import SandboxFault
 
 SOCKET_NAME: Final = "control.sock"
 RECEIVE_BYTES: Final = 256 * 1024
-BACKLOG: Final = 16
+BACKLOG: Final = 512
+"""A page opens many connections at once, and one more than fits here is not told so by the kernel."""
 FLUSH_WITHIN_S: Final = 1.0
 
 

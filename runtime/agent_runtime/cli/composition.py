@@ -72,6 +72,7 @@ def compose(
         profiles=profiles,
         runtime_id=_runtime_id(data / "runtime-id"),
         cors_origins=settings.cors_origins,
+        preview_origin=settings.preview_origin,
         max_message_bytes=settings.max_message_bytes,
         max_file_bytes=settings.max_file_bytes,
         file_rules=settings.file_rules,

@@ -43,6 +43,9 @@ class Settings(Strict):
     profiles: Path | None = None
     open_access: bool = False
     cors_origins: tuple[str, ...] = ()
+    preview_origin: str | None = Field(
+        default=None, pattern=r"^https?://\*(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+(:\d{1,5})?$"
+    )
     max_message_bytes: int = Field(default=_MIB, ge=1)
     max_file_bytes: int = Field(default=32 * _MIB, ge=1)
     file_rules: FileRules = FileRules()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from agent_runtime.blocks import Block, Subagent
 from agent_runtime.conversation import Snapshot
 from agent_runtime.errors import Category
-from agent_runtime.frozen import Frozen
+from agent_runtime.frozen import Frozen, Moment
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.records import ClientSession, QueuedMessage, Turn, WorkspaceFile
 from agent_runtime.session import Outcome, SendReceipt
@@ -77,6 +77,13 @@ class ProfileList(Frozen):
     """All profiles by id."""
 
     profiles: tuple[AgentProfile, ...]
+
+
+class Preview(Frozen):
+    """Where a port is shown, and until when: an address of its own, or a path of this origin."""
+
+    url: str
+    expires_at: Moment
 
 
 class Accepted(Frozen):

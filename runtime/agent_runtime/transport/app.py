@@ -19,7 +19,8 @@ from agent_runtime.transport import pages
 from agent_runtime.transport.auth import authenticator_of
 from agent_runtime.transport.call import Transport, read_bytes
 from agent_runtime.transport.engine import SocketServer
-from agent_runtime.transport.guard import Handler, authenticated, guard, guarded, public
+from agent_runtime.transport.guard import Handler, authenticated, guard, guarded, previews_first, public
+from agent_runtime.transport.preview import FOLDER
 from agent_runtime.transport.routes import ROUTES
 from agent_runtime.transport.socket import SocketCommands
 
@@ -33,6 +34,12 @@ def build_app(manager: SessionManager, config: RuntimeConfig, *, prefix: str = "
     of its own, or one without query strings: requests are logged here.
     """
     transport = Transport(manager, config, authenticator_of(config), prefix=prefix)
+    app = _build(transport)
+    app.middlewares.insert(0, previews_first(transport))
+    return app
+
+
+def _build(transport: Transport) -> web.Application:
     server = _socket_server(transport)
     app = web.Application(middlewares=[guard(transport)])
     for method, path, handler in _served(transport, server):
@@ -48,10 +55,11 @@ def attach(app: web.Application, manager: SessionManager, config: RuntimeConfig,
     one the runtime's routes stand beside the host's, and what neither serves is the host's to answer.
     """
     prefix = prefix.rstrip("/")
+    transport = Transport(manager, config, authenticator_of(config), prefix=prefix)
+    app.middlewares.insert(0, previews_first(transport))
     if prefix:
-        app.add_subapp(prefix, build_app(manager, config, prefix=prefix))
+        app.add_subapp(prefix, _build(transport))
         return
-    transport = Transport(manager, config, authenticator_of(config))
     server = _socket_server(transport)
     for method, path, handler in _served(transport, server):
         app.router.add_route(method, path, guarded(transport, handler))
@@ -68,7 +76,10 @@ def _served(transport: Transport, server: SocketServer) -> Iterator[tuple[str, s
     for name, file in pages.console_files().items():
         yield "GET", "/" if name == "index.html" else f"/{name}", public(transport, pages.console_file(file))
 
+    yield "*", f"{FOLDER}/{{rest:(?s:.*)}}", transport.previews.at_our_host
+
     async def serve_socket(request: web.Request) -> web.StreamResponse:
+        transport.refuse_previews(request)
         if "j" in request.query:
             raise InvalidRequest("JSONP is not served.", code="malformed_request")
         answer: web.StreamResponse = await server.handle_request(request)

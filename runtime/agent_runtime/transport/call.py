@@ -14,12 +14,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from agent_runtime.config import RuntimeConfig
-from agent_runtime.errors import InvalidRequest, NotFound
+from agent_runtime.errors import InvalidRequest, NotFound, Unauthenticated
 from agent_runtime.manager import SessionManager
 from agent_runtime.ports import Authenticator, Principal
 from agent_runtime.tasks import Tasks
 from agent_runtime.transport import payloads, wire
 from agent_runtime.transport.metrics import Metrics
+from agent_runtime.transport.preview import Previews
 
 _CORS_EXPOSED: Final = "ETag, Location, Idempotency-Replayed, Retry-After, X-Request-Id"
 
@@ -38,6 +39,18 @@ class Transport:
     prefix: str = ""
     is_closing: bool = False
     streams: set[asyncio.Task[Any]] = field(default_factory=set)
+    previews: Previews = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.previews = Previews(
+            self.manager, self.tasks, prefix=self.prefix, origin=self.config.preview_origin
+        )
+
+    def refuse_previews(self, request: web.Request) -> None:
+        """Raise `Unauthenticated` for a call by a page that we show for somebody inside."""
+        origin = request.headers.get("Origin")
+        if origin is not None and self.previews.is_origin(origin):
+            raise Unauthenticated("Pages of this origin may not call.", code="foreign_origin")
 
     def allowed_origin(self, request: web.Request) -> str | None:
         """The foreign origin that a page calls from, where it may."""

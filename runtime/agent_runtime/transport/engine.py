@@ -261,10 +261,10 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
                 self._on_slow()
                 self.cut(sid, wire.SLOW_CONSUMER)
 
-    async def drained(self, sid: str) -> None:
+    async def drained(self, sid: str, bound: int | None = None) -> None:
         """Return once no more than the bound waits for this connection, answers included."""
-        connection = self._connection(sid)
-        while connection is not None and connection.queue.total_bytes > self._backlog_bytes:
+        connection, most = self._connection(sid), self._backlog_bytes if bound is None else bound
+        while connection is not None and connection.queue.total_bytes > most:
             connection.queue.taken.clear()
             await connection.queue.taken.wait()
 

@@ -19,6 +19,7 @@ from agent_runtime.errors import InvalidRequest, NotFound, RuntimeFault, Unauthe
 from agent_runtime.transport import wire
 from agent_runtime.transport.auth import identify, request_credentials
 from agent_runtime.transport.call import Call, Transport
+from agent_runtime.transport.preview import FOLDER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Perform = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -34,6 +35,7 @@ def authenticated(transport: Transport, perform: Perform) -> Handler:
     """A handler whose caller is known before anything else is looked at."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
+        transport.refuse_previews(request)
         caller = await identify(transport.authenticator, request_credentials(request))
         return await perform(Call(request, transport, caller))
 
@@ -57,11 +59,24 @@ def guard(transport: Transport) -> Middleware:
         began = time.monotonic()
         request_id = secrets.token_hex(8)
         origin = transport.allowed_origin(request)
-        if origin is not None and _is_preflight(request):
+        is_shown = transport.previews.is_shown(request)
+        if origin is not None and _is_preflight(request) and not is_shown:
             return web.Response(status=204, headers=_preflight_headers(origin))
         response = await _answer(transport, request, handler, request_id)
         _note(transport, request, response, request_id, time.monotonic() - began)
         return response
+
+    return middleware
+
+
+def previews_first(transport: Transport) -> Middleware:
+    """The middleware of whoever listens: what is asked of a preview's own host is for nobody else."""
+    show = guarded(transport, transport.previews.at_own_host)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        is_preview = transport.previews.label_of(request) is not None
+        return await (show if is_preview else handler)(request)
 
     return middleware
 
@@ -138,13 +153,17 @@ def _note(
 ) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical.removeprefix(transport.prefix) if resource is not None else "none"
-    if response.content_type not in (wire.SSE_TYPE, wire.NDJSON_TYPE) and "/socket.io" not in route:
+    path = request.path
+    if transport.previews.is_shown(request):  # its address is a key, and all else is somebody else's words
+        transport.metrics.previews.labels(response.status // 100).inc()
+        path = FOLDER
+    elif response.content_type not in (wire.SSE_TYPE, wire.NDJSON_TYPE) and "/socket.io" not in route:
         transport.metrics.http.labels(request.method, route, response.status).observe(took_s)
     _log.info(
         "request",
         request_id=request_id,
         method=request.method,
-        path=request.path,
+        path=path,
         status=response.status,
         took_ms=round(took_s * 1000, 1),
     )

@@ -38,6 +38,13 @@ class Metrics:
             "agent_runtime_socket_connections", "Authenticated connections.", registry=self._registry
         )
         self.streams = Gauge("agent_runtime_event_streams", "Open SSE streams.", registry=self._registry)
+        self.previews = Counter(
+            "agent_runtime_preview_requests",
+            "Requests for what is shown of a sandbox, by the first digit of their status.",
+            ("status",),
+            registry=self._registry,
+        )
+        self.terminals = Gauge("agent_runtime_terminals", "Open terminals.", registry=self._registry)
         self.slow_consumers = Counter(
             "agent_runtime_slow_consumers",
             "Connections closed because they did not take what they were sent.",

@@ -128,6 +128,12 @@ class Nothing(Payload):
     """A body that says nothing: absent, or an empty object."""
 
 
+class PortPath(Payload):
+    """A port in a path."""
+
+    port: int = Field(ge=1, le=65535)
+
+
 class SendMessage(Payload):
     """`POST /api/sessions/{id}/messages`."""
 
@@ -201,6 +207,42 @@ class InterruptCommand(InterruptTurn):
     """`session:interrupt`."""
 
     session_id: SessionId
+
+
+class TerminalSize(Payload):
+    """How large a terminal is, in characters."""
+
+    rows: int = Field(ge=1, le=1000)
+    cols: int = Field(ge=1, le=1000)
+
+
+class TerminalCommand(TerminalSize):
+    """`session:terminal`."""
+
+    session_id: SessionId
+
+
+class OneTerminal(Payload):
+    """`terminal:close`."""
+
+    terminal_id: ClientId
+
+
+class TerminalInput(OneTerminal):
+    """`terminal:input`: bytes in base64."""
+
+    data: str = Field(min_length=1, max_length=128 * 1024)
+
+    def raw(self) -> bytes:
+        """The bytes. Raises `InvalidRequest` where they are no base64."""
+        try:
+            return _bytes_of(self.data)
+        except ValueError as error:
+            raise InvalidRequest("data: is not base64.") from error
+
+
+class TerminalResize(TerminalSize, OneTerminal):
+    """`terminal:resize`."""
 
 
 class WatchCommand(PageQuery):

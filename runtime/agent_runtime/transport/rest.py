@@ -75,6 +75,14 @@ async def patch_options(call: Call) -> web.StreamResponse:
     return json_response(session.to_json())
 
 
+async def open_port(call: Call) -> web.StreamResponse:
+    """`POST /api/sessions/{sessionId}/ports/{port}`."""
+    await call.body(payloads.Nothing)
+    asked = payloads.read(payloads.PortPath, {"port": call.request.match_info["port"]})
+    url, grant = await call.transport.previews.open(call.principal, call.session_id, asked.port)
+    return json_response(answers.Preview(url=url, expires_at=grant.expires_at).to_json(), status=201)
+
+
 async def delete_session(call: Call) -> web.StreamResponse:
     """`DELETE /api/sessions/{sessionId}`."""
     await call.manager.delete_session(call.principal, call.session_id)

@@ -85,6 +85,15 @@ _SESSIONS: Final = (
         takes=payloads.Nothing,
         gives=ClientSession,
     ),
+    Route(
+        method="POST",
+        path=f"{_SESSION}/ports/{{port}}",
+        perform=rest.open_port,
+        says="An address that shows what listens at a port of the sandbox, for an hour.",
+        takes=payloads.Nothing,
+        gives=answers.Preview,
+        status=201,
+    ),
 )
 
 _TURNS: Final = (

@@ -23,6 +23,7 @@ from agent_runtime.transport.call import Transport
 from agent_runtime.transport.compact import compact
 from agent_runtime.transport.engine import SocketServer
 from agent_runtime.transport.relay import Relays
+from agent_runtime.transport.terminals import Terminals
 from agent_runtime.transport.watch import Watch
 
 _COMMANDS_AT_ONCE: Final = 64
@@ -52,6 +53,7 @@ class SocketCommands:
         self._tasks = transport.tasks
         self._metrics = transport.metrics
         self._relays = Relays(transport.manager, transport.tasks, server.deliver, server.cut)
+        self._terminals = Terminals(transport.manager, server, transport.tasks, transport.metrics)
         self._viewers: dict[str, Viewer] = {}
         self._commands: dict[str, Callable[[str, Viewer, Any], Awaitable[dict[str, Any]]]] = {
             wire.JOIN: self._join,
@@ -60,6 +62,10 @@ class SocketCommands:
             wire.INTERRUPT: self._interrupt,
             wire.WATCH: self._watch,
             wire.UNWATCH: self._unwatch,
+            wire.TERMINAL: lambda sid, viewer, asked: self._terminals.open(sid, viewer.principal, asked),
+            wire.TERMINAL_INPUT: lambda sid, _, asked: self._terminals.input(sid, asked),
+            wire.TERMINAL_RESIZE: lambda sid, _, asked: self._terminals.resize(sid, asked),
+            wire.TERMINAL_CLOSE: lambda sid, _, asked: self._terminals.close(sid, asked),
         }
         server.on("connect", self._connect)
         server.on("disconnect", self._disconnect)
@@ -72,10 +78,12 @@ class SocketCommands:
         except RuntimeFault as fault:
             raise Refused(fault.detail, wire.problem(fault)) from fault
         self._viewers[sid] = Viewer(principal)
+        self._terminals.admit(sid)
         self._metrics.connections.set(len(self._viewers))
 
     async def _disconnect(self, sid: str, reason: str) -> None:
         self._relays.forget(sid)
+        self._terminals.forget(sid)
         viewer = self._viewers.pop(sid, None)
         if viewer is not None and viewer.unwatch is not None:
             viewer.unwatch()

@@ -26,6 +26,10 @@ SEND: Final = "session:send"
 INTERRUPT: Final = "session:interrupt"
 WATCH: Final = "sessions:watch"
 UNWATCH: Final = "sessions:unwatch"
+TERMINAL: Final = "session:terminal"
+TERMINAL_INPUT: Final = "terminal:input"
+TERMINAL_RESIZE: Final = "terminal:resize"
+TERMINAL_CLOSE: Final = "terminal:close"
 
 # What the server says beside the events of a session, whose names are their types.
 SNAPSHOT_EVENT: Final = "snapshot"
@@ -34,6 +38,9 @@ SESSION_EVENT: Final = {
     "changed": "session_changed",
     "deleted": "session_deleted",
 }
+
+TERMINAL_OUTPUT: Final = "terminal_output"
+TERMINAL_EXIT: Final = "terminal_exit"
 
 SLOW_CONSUMER: Final = "slow_consumer"
 """Why a connection was closed that did not take what it was sent."""
@@ -70,6 +77,11 @@ _STATUS_OF_CODE: Final = {
     "file_too_large": 413,
     "unsupported_media_type": 415,
     "unsupported_architecture": 422,
+    "service_worker_refused": 403,
+    "unsupported": 501,
+    "port_closed": 502,
+    "preview_bad_answer": 502,
+    "preview_timeout": 504,
     "runtime_stopped": 503,
 }
 

@@ -1,0 +1,200 @@
+"""A person opens a terminal in a session's sandbox, over Socket.IO."""
+
+import asyncio
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from agent_runtime.transport import terminals
+from tests.runtime.transport.world import ANNA, BERT
+from tests.stories.inside import Inside, everywhere, inside
+from tests.waiting import eventually
+
+
+def processes_inside(place: Inside) -> list[str]:
+    """The command lines of all processes of the place's sandboxes, their runners left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                signs = (entry / "mountinfo").read_bytes() + (entry / "environ").read_bytes()
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if (
+                str(place.root).encode() in signs
+                and "agent_runtime_sandbox" not in words
+                and "bwrap" not in words
+            ):
+                found.append(words.strip())
+    return found
+
+
+@everywhere
+async def test_a_terminal_wakes_the_sandbox_and_works_in_its_workspace(kind: str) -> None:
+    async with inside(kind) as place:
+        _, before, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}")
+        assert before["session"]["runtime"]["phase"] == "dormant"
+        shell = await place.shell(rows=31, cols=97)
+        await shell.run("stty size", "31 97")
+        await shell.run("echo $((6 * 7)) > answer.txt; cat answer.txt", "42")
+        resize = {"terminalId": shell.terminal_id, "rows": 50, "cols": 120}
+        assert (await place.viewer.ask("terminal:resize", resize))["ok"]
+        await shell.run("stty size", "50 120")
+        await place.world.call("POST", f"/api/sessions/{place.session_id}/sync")
+        _, file, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}/files/answer.txt")
+        assert file == b"42\n"
+        await shell.type("exit 5\n")
+        assert await shell.exit() == {"terminalId": shell.terminal_id, "code": 5}
+        answer = await shell.type("gone")
+        assert answer["error"]["code"] == "terminal_not_found"
+
+
+@everywhere
+async def test_ctrl_c_and_job_control_work(kind: str) -> None:
+    async with inside(kind) as place:
+        shell = await place.shell()
+        await shell.run("stty -echo; echo re''ady", "ready")
+        await shell.run("sh -c 'echo began; exec sleep 1000'", "began")
+        await shell.type(b"\x03")
+        await shell.run("echo code $?", "code 130")
+        await shell.run("sh -c 'echo began; exec sleep 1000'", "began")
+        await shell.type(b"\x1a")
+        await shell.until("Stopped")
+        await shell.run("kill %1; wait; echo al''l over", "all over")
+
+
+@everywhere
+async def test_who_disconnects_leaves_no_process_behind(kind: str) -> None:
+    async with inside(kind) as place:
+        await place.wake()
+        async with place.world.viewer(ANNA) as other:
+            shell = await place.shell(viewer=other)
+            await shell.run("(trap '' HUP; sleep 1234) & sleep 1234 & echo sta''rted", "started")
+            await eventually(lambda: [each for each in processes_inside(place) if "sleep 1234" in each])
+        await eventually(lambda: not [each for each in processes_inside(place) if "sleep 1234" in each])
+
+
+@everywhere
+async def test_a_flood_is_held_back_inside_and_the_connection_stays(kind: str) -> None:
+    async with inside(kind, viewer_backlog_bytes=512 * 1024) as place:
+        shell = await place.shell()
+        await shell.run("yes this is a flood that nobody can read", "flood")
+        await eventually(lambda: len(shell.shown) > 2 * 2**20, within=20)
+        began, before = asyncio.get_running_loop().time(), len(shell.shown)
+        await eventually(lambda: len(shell.shown) > before + 4 * 2**20, within=20)
+        took_s = asyncio.get_running_loop().time() - began
+        assert 4 * 2**20 / took_s < 1.5 * terminals.SHOWN_A_SECOND
+        await shell.type(b"\x03")
+        shell.shown = b""
+        await shell.run("echo sur''vived", "survived")
+        assert place.viewer.client.connected
+
+
+async def test_only_who_opened_it_hears_it_and_nobody_else_can_type() -> None:
+    async with inside() as place, place.world.viewer(ANNA) as other, place.world.viewer(BERT) as bert:
+        await other.ask("session:join", {"sessionId": place.session_id})
+        shell = await place.shell()
+        await shell.run("echo sec''ret", "secret")
+        typed = {"terminalId": shell.terminal_id, "data": base64.b64encode(b"exit\n").decode()}
+        for stranger in (other, bert):
+            for command, fields in (
+                ("terminal:input", typed),
+                ("terminal:resize", {"terminalId": shell.terminal_id, "rows": 9, "cols": 9}),
+                ("terminal:close", {"terminalId": shell.terminal_id}),
+            ):
+                assert (await stranger.ask(command, fields))["error"]["code"] == "terminal_not_found"
+        asked = {"sessionId": place.session_id, "rows": 24, "cols": 80}
+        assert (await bert.ask("session:terminal", asked))["error"]["code"] == "session_not_found"
+        assert not [name for name in other.names + bert.names if name.startswith("terminal")]
+        entries = await place.world.log.since(place.session_id, await place.world.log.head(place.session_id))
+        assert "secret" not in str(entries)
+        await shell.run("echo still the''re", "still there")
+
+
+@everywhere
+async def test_the_sessions_stop_ends_its_terminals_and_says_so(kind: str) -> None:
+    async with inside(kind) as place:
+        shell = await place.shell()
+        await shell.run("echo la''st > last.txt; echo do''ne", "done")
+        await place.world.call("POST", f"/api/sessions/{place.session_id}/stop")
+        assert await shell.exit() == {"terminalId": shell.terminal_id}
+        _, file, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}/files/last.txt")
+        assert file == b"last\n"
+
+
+async def test_terminals_of_a_connection_are_bounded_and_so_is_what_is_typed_ahead() -> None:
+    async with inside() as place:
+        shells = [await place.shell() for _ in range(terminals.MOST)]
+        asked = {"sessionId": place.session_id, "rows": 24, "cols": 80}
+        refused = await place.viewer.ask("session:terminal", asked)
+        assert (refused["error"]["status"], refused["error"]["code"]) == (429, "too_many_terminals")
+        shell = shells[0]
+        await shell.run("stty raw -echo; echo re''ady; sleep 1000", "ready")
+        answers = [await shell.type(b"x" * 60_000) for _ in range(40)]
+        refused = next(answer for answer in answers if not answer["ok"])
+        assert refused["error"]["code"] == "terminal_busy"
+        assert refused["error"]["retryable"]
+        assert (await place.viewer.ask("terminal:close", {"terminalId": shell.terminal_id}))["ok"]
+        async with asyncio.timeout(10):
+            while not (again := await place.viewer.ask("session:terminal", asked))["ok"]:
+                assert again["error"]["code"] == "too_many_terminals", "until the shell is gone"
+                await asyncio.sleep(0.5)
+
+
+async def test_openings_have_a_rate() -> None:
+    async with inside() as place:
+        codes = []
+        for _ in range(40):
+            answer = await place.viewer.ask(
+                "session:terminal", {"sessionId": place.session_id, "rows": 24, "cols": 80}
+            )
+            codes.append(answer["ok"] or answer["error"]["code"])
+            if answer["ok"]:
+                await place.viewer.ask("terminal:close", {"terminalId": answer["terminalId"]})
+        assert "rate_limited" in codes
+        assert codes.count(True) <= 30
+
+
+@pytest.mark.parametrize(
+    ("command", "payload"),
+    [
+        ("session:terminal", None),
+        ("session:terminal", {"sessionId": "x"}),
+        ("session:terminal", {"sessionId": "none", "rows": 24, "cols": 80}),
+        ("session:terminal", {"sessionId": "none", "rows": 0, "cols": 80}),
+        ("session:terminal", {"sessionId": "none", "rows": 24, "cols": 80, "command": "sh"}),
+        ("terminal:input", {"terminalId": "x", "data": "***"}),
+        ("terminal:input", {"terminalId": "x", "data": ""}),
+        ("terminal:input", {"terminalId": "x", "data": "A" * 200_000}),
+        ("terminal:input", {"terminalId": "x", "data": "aGk="}),
+        ("terminal:resize", {"terminalId": "x", "rows": 1e9, "cols": 80}),
+        ("terminal:close", "x"),
+        ("terminal:close", {"terminalId": ["x"]}),
+    ],
+)
+async def test_whatever_is_asked_of_a_terminal_is_answered_in_words(command: str, payload: object) -> None:
+    async with inside() as place:
+        answer = await place.viewer.ask(command, payload)
+        assert answer["ok"] is False
+        assert answer["error"]["status"] in {404, 422}
+
+
+@everywhere
+async def test_a_terminal_in_use_keeps_the_sandbox_and_one_that_is_closed_does_not(kind: str) -> None:
+    async with inside(kind, agent_idle_timeout_s=0.5, sandbox_idle_timeout_s=1.0) as place:
+        shell = await place.shell()
+        await asyncio.sleep(2.5)
+        await shell.run("echo he''re", "here")
+        await place.viewer.ask("terminal:close", {"terminalId": shell.terminal_id})
+
+        async def phase() -> str:
+            _, answer, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}")
+            found: str = answer["session"]["runtime"]["phase"]
+            return found
+
+        async with asyncio.timeout(20):
+            while await phase() != "dormant":
+                await asyncio.sleep(0.1)
