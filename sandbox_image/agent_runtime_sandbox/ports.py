@@ -10,6 +10,7 @@ import asyncio
 from typing import Final
 
 from agent_runtime_sandbox import frames
+from agent_runtime_sandbox.leaving import gone
 
 MAX_OPEN: Final = 128
 """Connections to ports at a time; a browser opens six to one host, and more for WebSockets."""
@@ -54,6 +55,7 @@ class Ports:
                 copies = [
                     both.create_task(_copy(inner_reader, writer), name="outward"),
                     both.create_task(_copy(reader, inner_writer), name="inward"),
+                    both.create_task(gone(writer), name="leaving"),
                 ]
                 await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
                 for copy in copies:

@@ -27,6 +27,7 @@ from typing import Any, Final
 from agent_runtime_sandbox import frames, process
 from agent_runtime_sandbox.attachment import Detached
 from agent_runtime_sandbox.drivers import Places
+from agent_runtime_sandbox.leaving import gone
 
 MAX_OPEN: Final = 8
 PIECE_BYTES: Final = 64 * 1024
@@ -74,11 +75,15 @@ class Terminals:
             writer.transport.set_write_buffer_limits(high=0)
             await _say(writer, {"k": "opened"})
             async with asyncio.TaskGroup() as both:
-                typing = both.create_task(_obey(reader, terminal), name="typed")
+                others = [
+                    both.create_task(_obey(reader, terminal), name="typed"),
+                    both.create_task(_leave(writer), name="leaving"),
+                ]
                 ending = both.create_task(terminal.ended(), name="shell")
                 while data := await terminal.read():
                     await _say(writer, {"k": "data", "data": base64.b64encode(data).decode("ascii")})
-                typing.cancel()
+                for task in others:
+                    task.cancel()
                 await _say(writer, {"k": "exit", "code": await ending})
         finally:
             try:
@@ -195,6 +200,12 @@ async def _obey(reader: asyncio.StreamReader, terminal: _Terminal) -> None:
                 await _perform(frames.decode(line), terminal)
     except OSError as error:
         raise Detached from error
+    raise Detached
+
+
+async def _leave(writer: asyncio.StreamWriter) -> None:
+    """Raises `Detached` when the other side is gone, also while nothing takes what it typed."""
+    await gone(writer)
     raise Detached
 
 

@@ -109,6 +109,24 @@ async def test_a_server_that_does_not_read_stops_the_sender() -> None:
         stop.set()
 
 
+async def test_whoever_leaves_is_missed_though_the_server_reads_nothing() -> None:
+    stop, left = asyncio.Event(), asyncio.Event()
+
+    async def deaf(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while not stop.is_set():
+                await asyncio.sleep(0.05)
+                writer.write(b".")
+                await writer.drain()
+        left.set()
+
+    async with running() as runner, listening(deaf) as port:
+        async with opened(runner, port) as stranger:
+            stranger.writer.write(b"x" * 2**24)
+        await left.wait()
+        stop.set()
+
+
 async def test_whoever_leaves_ends_the_other_side() -> None:
     gone = asyncio.Event()
 

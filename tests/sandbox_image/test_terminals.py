@@ -112,6 +112,8 @@ async def test_a_paste_that_nobody_takes_waits_and_harms_nobody() -> None:
         async with terminal(runner) as other:
             await settled(other)
         assert runner.memory_bytes() < 200 * 2**20
+        shell.writer.transport.abort()
+        await eventually(lambda: not family(runner))
 
 
 async def test_who_leaves_takes_all_processes_along() -> None:
