@@ -29,7 +29,7 @@ from agent_runtime.changes import Changes, SessionChange, Viewers
 from agent_runtime.clock import now
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
-from agent_runtime.errors import Conflict, NotFound
+from agent_runtime.errors import Conflict, InvalidRequest, NotFound
 from agent_runtime.loading import Loaded
 from agent_runtime.passages import Passage, Terminal
 from agent_runtime.pool import SandboxPool
@@ -255,9 +255,17 @@ class SessionManager:
 
     # Passages into the sandbox.
 
-    async def sandbox_id(self, principal: Principal, session_id: str) -> str:
-        """The sandbox that a session has. Raises `NotFound`, `Conflict` (`sandbox_not_running`)."""
-        return (await self._own(principal, session_id)).sandbox_id()
+    async def sandbox_of_port(self, principal: Principal, session_id: str, port: int) -> str:
+        """The sandbox in which this port may be opened.
+
+        Raises `NotFound`, `InvalidRequest` (`port_not_allowed`), `Conflict` (`sandbox_not_running`).
+        """
+        session = await self._own(principal, session_id)
+        profile = await self.profile(session.recorder.record.agent_profile_reference)
+        if profile.sandbox.ports is not None and port not in profile.sandbox.ports:
+            detail = "The session's profile does not allow that this port is opened."
+            raise InvalidRequest(detail, code="port_not_allowed", session_id=session_id)
+        return session.sandbox_id()
 
     async def open_port(self, principal: Principal, session_id: str, port: int, sandbox_id: str) -> Passage:
         """Connect to a port of that sandbox. Raises `NotFound`, as `AgentSession.open_port`."""

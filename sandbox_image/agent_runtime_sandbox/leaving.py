@@ -18,5 +18,5 @@ async def gone(writer: asyncio.StreamWriter) -> None:
     """Return when the other side has closed the connection, or it is no more."""
     looking = select.poll()
     looking.register(writer.get_extra_info("socket").fileno(), _HUNG_UP)
-    while not writer.transport.is_closing() and not looking.poll(0):
+    while not writer.transport.is_closing() and not looking.poll(0):  # noqa: ASYNC110 - nothing tells us
         await asyncio.sleep(_LOOK_S)

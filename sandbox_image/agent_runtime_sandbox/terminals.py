@@ -100,6 +100,7 @@ class Terminals:
                 *("/bin/sh", "-c", _TAKE_TERMINAL, "sh", os.ttyname(slave), _shell()),
                 env=_environment(self._places),
                 cwd=self._places.workspace,
+                user=self._places.user,
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 stderr=DEVNULL,
@@ -248,11 +249,10 @@ def _resize(descriptor: int, rows: int, columns: int) -> None:
 
 
 def _shell() -> str:
-    wanted = (os.environ.get("SHELL", ""), *_SHELLS)
-    return next((path for path in wanted if path.startswith("/") and shutil.which(path)), _SHELLS[-1])
+    return next((path for path in _SHELLS if shutil.which(path)), _SHELLS[-1])
 
 
 def _environment(places: Places) -> dict[str, str]:
     """What the agent's tools have, in a terminal that can do more than theirs."""
-    environment = {"HOME": str(places.home), **os.environ, "TERM": "xterm-256color"}
-    return environment | {"SHELL": _shell(), "PWD": str(places.workspace)}
+    environment = {"HOME": str(places.home), **os.environ, **places.env}
+    return environment | {"TERM": "xterm-256color", "SHELL": _shell(), "PWD": str(places.workspace)}

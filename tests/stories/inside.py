@@ -148,7 +148,10 @@ def provider_of(kind: str, root: Path) -> SandboxProvider:
 
 @asynccontextmanager
 async def inside(
-    kind: str = "unsafe-subprocess", files: tuple[Path, ...] = (), **options: Any
+    kind: str = "unsafe-subprocess",
+    files: tuple[Path, ...] = (),
+    profile: str = "default",
+    **options: Any,
 ) -> AsyncIterator[Inside]:
     """A server with a session of Anna's, these files in its workspace. No process may be left of it."""
     async with AsyncExitStack() as stack:
@@ -158,7 +161,8 @@ async def inside(
         w = await stack.enter_async_context(world(sandboxes=provider, gateway=gateway, **options))
         viewer = await stack.enter_async_context(w.viewer(ANNA))
         given = [{"path": file.name, "content": file.read_text()} for file in files]
-        place = Inside(w, viewer, await w.session(workspaceFiles=given), folder / "sandboxes")
+        session = await w.session(workspaceFiles=given, agentProfileRef=profile)
+        place = Inside(w, viewer, session, folder / "sandboxes")
         try:
             yield place
         finally:

@@ -12,7 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from agent_runtime.needs import SandboxNeeds
 from agent_runtime.ports import Principal
+from agent_runtime.profile import AgentProfile
 from agent_runtime.transport import grants
 from tests.runtime.transport.world import ANNA, BERT
 from tests.stories import shown_server
@@ -236,7 +238,7 @@ async def test_a_port_that_nobody_listens_on_and_a_server_that_dies_are_told(kin
             while "port_closed" not in codes:
                 status, body, _ = await got(url + "/")
                 codes.add(json.loads(body)["code"])
-                assert status == 502
+                assert status == 502, body
         assert codes <= {"port_closed", "preview_bad_answer"}
 
 
@@ -296,6 +298,19 @@ async def test_only_the_owner_of_a_session_with_a_sandbox_gets_an_address() -> N
             assert (answer[0], answer[1]["code"]) == (status, code)
         _, session, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}")
         assert session["session"]["runtime"]["phase"] == "dormant", "asking woke nothing"
+
+
+@everywhere
+async def test_a_profile_says_which_ports_may_be_opened_and_what_a_terminal_finds(kind: str) -> None:
+    needs = SandboxNeeds(ports=(8001,), env={"FROM_PROFILE": "found"})
+    profiles = (AgentProfile(profile_id="narrow", name="Narrow", sandbox=needs),)
+    async with inside(kind, profile="narrow", profiles=profiles) as place:
+        shell = await place.shell()
+        await shell.run("echo it was $FROM_PROFILE", "it was found")
+        for port, status in ((8001, 201), (8002, 403)):
+            answer = await place.world.call("POST", f"/api/sessions/{place.session_id}/ports/{port}")
+            assert answer[0] == status
+        assert answer[1]["code"] == "port_not_allowed"
 
 
 @everywhere

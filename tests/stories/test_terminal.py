@@ -2,34 +2,28 @@
 
 import asyncio
 import base64
-import os
+import random
 from pathlib import Path
 
 import pytest
 
 from agent_runtime.transport import terminals
+from agent_runtime_adapters.sandboxes.processes import all_pids
 from tests.runtime.transport.world import ANNA, BERT
-from tests.stories.inside import Inside, everywhere, inside
+from tests.stories.inside import everywhere, inside
 from tests.waiting import eventually
 
 
-def processes_inside(place: Inside) -> list[str]:
-    """The command lines of all processes of the place's sandboxes, their runners left out."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                signs = (entry / "mountinfo").read_bytes() + (entry / "environ").read_bytes()
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if (
-                str(place.root).encode() in signs
-                and "agent_runtime_sandbox" not in words
-                and "bwrap" not in words
-            ):
-                found.append(words.strip())
-    return found
+def running(words: str) -> list[int]:
+    """All processes of this machine that were started with just these words."""
+    return [pid for pid in all_pids() if _words(pid) == words]
+
+
+def _words(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 @everywhere
@@ -72,9 +66,10 @@ async def test_who_disconnects_leaves_no_process_behind(kind: str) -> None:
         await place.wake()
         async with place.world.viewer(ANNA) as other:
             shell = await place.shell(viewer=other)
-            await shell.run("(trap '' HUP; sleep 1234) & sleep 1234 & echo sta''rted", "started")
-            await eventually(lambda: [each for each in processes_inside(place) if "sleep 1234" in each])
-        await eventually(lambda: not [each for each in processes_inside(place) if "sleep 1234" in each])
+            nap = f"sleep {random.randrange(10**6, 10**8)}"
+            await shell.run(f"(trap '' HUP; {nap}) & {nap} & echo sta''rted", "started")
+            await eventually(lambda: len(running(nap)) == 2)
+        await eventually(lambda: not running(nap))
 
 
 @everywhere

@@ -59,7 +59,7 @@ class Previews:
 
     async def open(self, principal: Principal, session_id: str, port: int) -> tuple[str, Grant]:
         """An address for a port, and what it stands for. Raises `NotFound`, `Conflict`."""
-        sandbox_id = await self._manager.sandbox_id(principal, session_id)
+        sandbox_id = await self._manager.sandbox_of_port(principal, session_id, port)
         grant = self._grants.give(principal, session_id, sandbox_id, port)
         if self._origin is not None:
             return f"{self._origin.replace('*', grant.label, 1)}/", grant

@@ -77,6 +77,7 @@ _STATUS_OF_CODE: Final = {
     "file_too_large": 413,
     "unsupported_media_type": 415,
     "unsupported_architecture": 422,
+    "port_not_allowed": 403,
     "service_worker_refused": 403,
     "unsupported": 501,
     "port_closed": 502,
