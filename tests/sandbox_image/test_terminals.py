@@ -56,7 +56,8 @@ async def test_ctrl_c_ends_what_runs_and_not_the_shell() -> None:
 
 async def test_jobs_can_be_stopped_and_taken_up_again() -> None:
     async with running() as runner, terminal(runner) as shell:
-        await shell.ask("echo be''gan; cat", "began")
+        shell.type("cat\n")
+        await eventually(lambda: [pid for pid in family(runner) if _is(pid, "cat")])
         shell.type(b"\x1a")
         await shell.until("Stopped")
         await shell.ask("jobs", "Stopped +cat")
