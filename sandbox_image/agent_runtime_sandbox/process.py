@@ -18,6 +18,8 @@ from typing import Final, NamedTuple
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_LOOKS: Final = 20
+_LOOK_PAUSE_S: Final = 0.005
 _REAP_ROUNDS: Final = 200
 _REAP_PAUSE_S: Final = 0.01
 _HANG_UP_ROUNDS: Final = 20
@@ -50,18 +52,22 @@ def children() -> set[int]:
     return pids
 
 
-def is_open(program: str) -> bool:
-    """Whether a process of this program would be open to others of its user; starts one to see."""
+def is_open(program: str, argument: str = "--version") -> bool:
+    """Whether a process of this program would be open to others of its user; starts one to see.
+
+    Blocks for a tenth of a second: a process is shut for an instant while it becomes the program.
+    """
     null = subprocess.DEVNULL
-    with subprocess.Popen([program, "--version"], stdin=null, stdout=null, stderr=null) as child:
+    with subprocess.Popen([program, argument], stdin=null, stdout=null, stderr=null) as child:
         try:
-            Path(f"/proc/{child.pid}/environ").read_bytes()
-        except OSError:
-            return False
-        else:
-            return True
+            for _ in range(_LOOKS):
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{child.pid}/environ").read_bytes():
+                        return True
+                time.sleep(_LOOK_PAUSE_S)
         finally:
             child.kill()
+    return False
 
 
 def is_stopped(pid: int) -> bool:

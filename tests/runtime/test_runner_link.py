@@ -96,6 +96,9 @@ class PairedSandbox:
     async def stop(self) -> None:
         self.is_alive = False
 
+    async def mishap(self) -> SandboxFault | None:
+        return None
+
     async def close(self) -> None:
         for side in self.sides:
             side.writer.transport.abort()
@@ -430,3 +433,53 @@ async def test_an_acknowledgement_is_harmless_on_a_broken_link() -> None:
         await link.acknowledge(9)
         await link.close()
         await link.close()
+
+
+async def test_a_runner_that_says_nothing_although_it_is_asked_is_given_up() -> None:
+    async with linked() as (link, sandbox, reading), asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(link.watch(0.3, wanted=lambda: True))
+        side = sandbox.sides[0]
+        await side.line()
+        assert (await side.line())["k"] == "ping"
+        await watching
+        assert (await ended(reading)).code == "sandbox_timeout"
+        assert link.silent
+        assert len(sandbox.sides) == 1, "nobody connects again to what does not answer"
+
+
+async def test_a_runner_that_answers_is_kept_however_long_its_agent_thinks() -> None:
+    async with linked() as (link, sandbox, reading), asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(link.watch(0.6, wanted=lambda: True))
+        side = sandbox.sides[0]
+        await side.line()
+        for _ in range(4):
+            ping = await side.line()
+            side.say({"k": "reply", "id": ping["id"], "ok": True, "result": {}})
+        assert reading.end is None
+        assert not link.silent
+        watching.cancel()
+
+
+async def test_nobody_is_asked_while_nothing_is_under_way() -> None:
+    async with linked() as (link, sandbox, reading), asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(link.watch(0.1, wanted=lambda: False))
+        await sandbox.sides[0].line()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await sandbox.sides[0].line()
+        assert reading.end is None
+        watching.cancel()
+
+
+async def test_what_we_have_not_read_yet_is_no_silence() -> None:
+    """A store that is slow holds our reading back, and costs no sandbox."""
+    sandbox = PairedSandbox()
+    link = await RunnerLink.connect(sandbox, max_file_bytes=1000)
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await link.watch(0.1, wanted=lambda: True)
+        assert not link.silent
+    finally:
+        await link.close()
+        await sandbox.close()
