@@ -16,7 +16,7 @@ IMPORTS = "import sys, pydantic_core, agent_runtime; print(sys.version_info[:2])
 async def run_as_ordinary_user(program: str, environment: Mapping[str, str]) -> str:
     """What a Python program prints that ends well, with our packages and nothing of our environment."""
     done = await asyncio.to_thread(_run, _python(), program, {"PATH": os.environ["PATH"], **environment})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
     return done.stdout
 
 
