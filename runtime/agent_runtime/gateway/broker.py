@@ -25,7 +25,7 @@ from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.decisions import Decisions
 from agent_runtime.gateway.endpoints import Endpoints
 from agent_runtime.gateway.gemini import Gemini
-from agent_runtime.gateway.models import ModelGuard, check_model
+from agent_runtime.gateway.model_guard import ModelGuard, check_model
 from agent_runtime.gateway.network import Network, PublicInternet
 from agent_runtime.gateway.openai import OpenAI
 from agent_runtime.gateway.relay import Patience, Relay

@@ -21,7 +21,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from agent_runtime.gateway.models import ModelGuard
+from agent_runtime.gateway.model_guard import ModelGuard
 from agent_runtime.gateway.usage import Meter
 from agent_runtime.gateway.vendor import Call, Refused, Vendor
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_runtime.gateway.models import MAX_DEPTH, MAX_STEPS, ModelGuard, admitted
+from agent_runtime.gateway.model_guard import MAX_DEPTH, MAX_STEPS, ModelGuard, admitted
 from agent_runtime.gateway.vendor import Refused
 
 ALLOWED = ("small-1", "large-*")
