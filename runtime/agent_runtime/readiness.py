@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic.alias_generators import to_camel
+
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.errors import PersistenceFault
 from agent_runtime.loading import Loaded
@@ -41,6 +43,7 @@ class ReadinessProbe:
                 "ok": capabilities.available,
                 "provider": capabilities.provider,
                 "isolation": capabilities.isolation,
+                "enforces": [to_camel(name) for name in capabilities.enforces],
                 "reasons": list(capabilities.reasons),
             },
         }

@@ -204,6 +204,7 @@ async def test_the_doctor_says_what_works(tmp_path: Path) -> None:
 
     assert process.returncode == 0
     assert "bubblewrap" in output.decode()
+    assert "bounded in a sandbox: " in output.decode()
     (pin,) = [line for line in metadata.requires("agent-runtime") or () if "claude-agent-sdk" in line]
     assert f"agent {pin.replace('==', ' ')}" in output.decode()
 

@@ -74,6 +74,11 @@ class Bounds:
             return ()
         return ("--disk-bytes", str(resources.disk_bytes))
 
+    def sweep(self) -> None:
+        """Remove what was left behind by those whose records are gone."""
+        if self.cgroups is not None:
+            self.cgroups.sweep()
+
 
 async def clear(cgroups: tuple[str, ...]) -> None:
     """Remove what remains of a sandbox's bounds after its processes. Idempotent. Raises `OSError`."""

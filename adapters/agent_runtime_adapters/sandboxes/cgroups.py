@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ FIELDS: Final = {"cpu": "cpu", "memory": "memory_bytes", "pids": "processes"}
 RUNTIMES_LEAF: Final = "agent-runtime"
 """With v2, a group with controllers for its children holds no processes itself: the runtime moves here."""
 REMOVE_WITHIN_S: Final = 5.0
+_SURELY_STARTED_S: Final = 300.0
+"""A group that is younger may be of a sandbox that is being made."""
 _PERIOD_US: Final = 100_000
 _PREFIX: Final = "agent-runtime-"
 
@@ -62,6 +65,14 @@ class Cgroups:
             bound = getattr(resources, FIELDS[controller])
             if bound is not None:
                 _SETTERS[self.version, controller](folder / (_PREFIX + sandbox_id), bound)
+
+    def sweep(self) -> None:
+        """Remove groups that nobody will: those without processes whose sandbox's folder was thrown away."""
+        for folder in dict.fromkeys(self.folders.values()):
+            for group in folder.glob(f"{_PREFIX}sb-*"):
+                with suppress(OSError):  # one with processes cannot be removed
+                    if time.time() - group.stat().st_mtime > _SURELY_STARTED_S:
+                        group.rmdir()
 
 
 def find_cgroups(proc: Path = Path("/proc")) -> Cgroups | str:

@@ -32,6 +32,7 @@ from agent_runtime_adapters.sandboxes.registry import Record, Registry, new_sand
 
 END_WITHIN_S: Final = 10.0
 _MIB: Final = 1024 * 1024
+_MISHAPS_KEPT: Final = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -87,6 +88,7 @@ class Keeper:
     def __init__(self, root: Path, manner: Manner) -> None:
         self._registry = Registry(root)
         self._manner = manner
+        self._mishaps: dict[str, SandboxFault] = {}
 
     async def create(self, spec: SandboxSpec) -> MachineSandbox:
         """Make a sandbox whose runner can be connected to. Raises `SandboxFault`; then nothing is left."""
@@ -122,11 +124,9 @@ class Keeper:
             if record is not None and ours and record.alive():
                 return MachineSandbox(self, record)
             if record is not None and ours and not record.starting():
-                cause = mishap(record)
                 await self.stop(ref.sandbox_id)
-                if cause is not None:
-                    raise cause
-            raise SandboxFault("The sandbox is gone.", code="sandbox_lost")
+            known = self._mishaps.pop(ref.sandbox_id, None)
+            raise known or SandboxFault("The sandbox is gone.", code="sandbox_lost")
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
         """The living ones of a runtime.
@@ -143,6 +143,7 @@ class Keeper:
                     await self.stop(record.sandbox_id)
                 elif record.runtime_id == runtime_id:
                     living.append(record.ref)
+        await asyncio.to_thread(self._manner.bounds.sweep)
         return tuple(living)
 
     async def connect(self, record: Record) -> channel.UnixChannel:
@@ -170,11 +171,23 @@ class Keeper:
             if record is not None and record.boot == boot_id():
                 if grace_s and record.alive():
                     await self._manner.ask_to_end(record, grace_s)
+                self._remember_mishap(record)
                 async with asyncio.timeout(END_WITHIN_S):
                     await self._manner.end(record)
                     await clear(record.cgroups)
             await self._registry.remove(sandbox_id)
         _log.debug("sandbox_ended", sandbox_id=sandbox_id)
+
+    def mishap(self, record: Record, known_kills: int) -> SandboxFault | None:
+        """What happened to a sandbox, also to one that was cleared away meanwhile."""
+        return self._mishaps.pop(record.sandbox_id, None) or mishap(record, known_kills=known_kills)
+
+    def _remember_mishap(self, record: Record) -> None:
+        """Whoever clears away a dead sandbox is not the one who asks why it died."""
+        if not record.alive() and (known := mishap(record)) is not None:
+            self._mishaps[record.sandbox_id] = known
+            if len(self._mishaps) > _MISHAPS_KEPT:
+                self._mishaps.pop(next(iter(self._mishaps)))
 
     async def _undo(self, sandbox_id: str) -> None:
         """After a creation that failed. What cannot be undone now is cleared away by the next `list`."""
@@ -231,7 +244,7 @@ class MachineSandbox:
         """Memory that was used up since this was asked last, or the end of its lifetime."""
         kills = cgroups.out_of_memory(self._record.cgroups)
         known, self._known_kills = self._known_kills, kills
-        return mishap(self._record, known_kills=known)
+        return self._keeper.mishap(self._record, known)
 
     async def assign(self, session_id: str) -> None:
         """Note whose it is. Raises `SandboxFault`."""

@@ -40,8 +40,11 @@ async def doctor(settings: Settings) -> int:
 def _tell(console: Console, found: Capabilities) -> None:
     mark = "[green]ok[/]      " if found.available else "[red]missing[/] "
     console.print(f"{mark} sandbox '{found.provider}': {found.isolation}")
+    if found.available:
+        bounded = ", ".join(name.removesuffix("_bytes") for name in found.enforces) or "nothing"
+        console.print(f"           bounded in a sandbox: {bounded}", highlight=False)
     for reason in found.reasons:
-        console.print(f"           {reason}")
+        console.print(f"           {reason}", highlight=False, markup=False)
 
 
 def _tell_agents(console: Console) -> None:

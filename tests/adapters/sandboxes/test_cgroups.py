@@ -104,6 +104,27 @@ async def test_a_group_is_removed_when_its_last_process_is_gone() -> None:
     await cgroups.remove(paths)
 
 
+@needs_root
+def test_groups_that_were_left_behind_are_swept_and_young_ones_are_not() -> None:
+    found = find_cgroups()
+    if isinstance(found, str):
+        pytest.skip(found)
+    young = [folder / "agent-runtime-sb-young" for folder in dict.fromkeys(found.folders.values())]
+    old = [path.with_name("agent-runtime-sb-old") for path in young]
+    try:
+        for path in (*young, *old):
+            path.mkdir()
+        for path in old:
+            os.utime(path, (0, 0))
+        found.sweep()
+        assert [path.exists() for path in young] == [True] * len(young)
+        assert [path.exists() for path in old] == [False] * len(old)
+    finally:
+        for path in (*young, *old):
+            if path.exists():
+                path.rmdir()
+
+
 def _second(
     proc: Path,
     *,

@@ -18,7 +18,7 @@ import pytest
 from agent_runtime.errors import SandboxFault
 from agent_runtime.needs import SandboxNeeds
 from agent_runtime.records import SandboxRef
-from agent_runtime.testing.sandbox_contract import RUNTIME_ID, gateway, greeted
+from agent_runtime.testing.runner_talk import RUNTIME_ID, gateway, greeted, one_of
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 from tests.adapters.sandboxes.machine import (
@@ -314,3 +314,33 @@ async def test_a_profile_that_names_an_image_is_refused_in_words() -> None:
                 await provider.create(named)
             assert (refused.value.code, refused.value.retryable) == ("unsupported", False)
             await provider.close()
+
+
+@needs_local_sandboxes
+async def test_a_sandbox_ends_itself_when_its_lifetime_is_over() -> None:
+    with place() as root:
+        async with one_of(LocalSandboxes(root), needs=_lifetime(1.0)) as sandbox:
+            assert sandbox.expires_at is not None
+            assert (await greeted(sandbox))["k"] == "hello"
+            await death_of(sandbox)
+            mishap = await sandbox.mishap()
+            assert mishap is not None
+            assert (mishap.code, mishap.retryable) == ("sandbox_expired", True)
+
+
+@needs_local_sandboxes
+async def test_one_that_does_not_end_itself_is_ended_by_whoever_looks() -> None:
+    with place() as root:
+        provider = LocalSandboxes(root, runner=("-c", OBEDIENT))  # which knows nothing of lifetimes
+        async with one_of(provider, needs=_lifetime(0.1)) as sandbox:
+            assert await sandbox.alive()
+            ended = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.2, ended.set)
+            await ended.wait()
+            assert await LocalSandboxes(root).list(RUNTIME_ID) == ()
+            assert not await sandbox.alive()
+
+
+def _lifetime(seconds: float) -> SandboxNeeds:
+    """Shorter than a profile may ask for."""
+    return SandboxNeeds.model_construct(**dict(SandboxNeeds()) | {"lifetime_s": seconds})

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,21 @@ async def main():
 asyncio.run(main())
 """
 
+MAKE_ONE_WHEN_TOLD = """
+import asyncio, sys
+from pathlib import Path
+from agent_runtime.testing.runner_talk import gateway
+from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.tiers import Tier
+async def main():
+    provider = LocalSandboxes(Path(sys.argv[1]), tiers=(Tier(sys.argv[2]),))
+    print("ready" if (await provider.probe()).available else "no", flush=True)
+    sys.stdin.readline()
+    with gateway() as spec:
+        await provider.create(spec)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
 WAIT_FOR_THE_MAKERS_DEATH = "echo here > {step}; while [ ! -e {go_on} ]; do /bin/sleep 0.01; done"
 FILL_THE_PIPE = f"/usr/bin/head -c 65536 /dev/zero >&{INFO_PLACE}"
 
@@ -71,6 +87,34 @@ async def test_the_next_runtime_ends_a_bubblewrap_in_the_middle_of_its_setup() -
         await eventually(lambda: any(is_saying(mark.pid, "--args") for mark in keeper.children()))
         assert await LocalSandboxes(root).list(RUNTIME_ID) == ()
         await eventually(lambda: _nothing_runs(root, record))
+
+
+@needs_local_sandboxes
+@pytest.mark.parametrize("tier", ["bubblewrap+seccomp+netns+cgroup", "bubblewrap+seccomp+netns"])
+async def test_at_whatever_moment_it_dies_the_next_one_leaves_nothing(tier: str) -> None:
+    """No process, folder, mount, loop device or control group (`place` looks)."""
+    with place() as root:
+        for after_ms in range(0, 90, 6):
+            maker = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", MAKE_ONE_WHEN_TOLD, str(root), tier), stdin=PIPE, stdout=PIPE
+            )
+            assert maker.stdin is not None
+            assert maker.stdout is not None
+            while (line := await maker.stdout.readline()) not in (b"ready\n", b"no\n", b""):
+                pass  # it logs as well
+            if line != b"ready\n":
+                pytest.skip(f"{tier} cannot be had here")
+            maker.stdin.write(b"go\n")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(after_ms / 1000):
+                    await maker.wait()
+            maker.kill()
+            await maker.wait()
+        provider = LocalSandboxes(root)
+        async with asyncio.timeout(30):
+            while [path.name for path in root.iterdir()] != [".lock"]:
+                for ref in await provider.list(RUNTIME_ID):
+                    await (await provider.attach(ref)).stop()
 
 
 class _Gate:

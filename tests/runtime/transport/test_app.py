@@ -21,6 +21,7 @@ async def test_health_warns_of_missing_isolation_and_ready_tells_each_part() -> 
         status, ready, _ = await w.call("GET", "/ready", token=None)
         assert (status, ready["ok"]) == (200, True)
         assert ready["parts"]["sandboxes"]["provider"] == "scripted"
+        assert ready["parts"]["sandboxes"]["enforces"] == []
 
 
 async def test_metrics_count_by_route_and_never_by_what_clients_make_up() -> None:
