@@ -38,6 +38,8 @@ from agent_runtime_adapters.sandboxes.processes import ProcessMark, boot_id, own
 
 FIRST_UID: Final = 200_001
 """Uids from here on are given to sandboxes, one each, when the runtime is root."""
+UIDS: Final = 300_000
+"""So many are there: enough that two runtimes of a machine do not choose the same."""
 STARTING_FOR: Final = timedelta(minutes=2)
 """A record whose sandbox did not come up within this time is a leftover, even where its maker lives."""
 
@@ -199,10 +201,10 @@ class Registry:
             return []
 
     def _free_uid(self) -> int:
+        """One by chance: a runtime with another root may choose at the same time and not see ours."""
         taken = {record.uid for record in self.all()} | owners()
-        uid = FIRST_UID
-        while uid in taken:
-            uid += 1
+        while (uid := FIRST_UID + secrets.randbelow(UIDS)) in taken:
+            pass
         return uid
 
     @contextmanager

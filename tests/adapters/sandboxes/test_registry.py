@@ -98,6 +98,15 @@ def test_what_was_half_made_when_its_maker_died_is_given_up_at_once(tmp_path: Pa
 
 
 @needs_root
+def test_runtimes_that_choose_at_the_same_time_do_not_choose_the_same_uid(tmp_path: Path) -> None:
+    registries = [Registry(tmp_path / str(number)) for number in range(5)]
+    records = [
+        registry.make(new_sandbox_id(), "local", "tight", SPEC, own_uid=True) for registry in registries
+    ]
+    assert len({record.uid for record in records}) == 5
+
+
+@needs_root
 def test_a_uid_is_not_given_twice_while_it_is_in_use(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     records = [registry.make(new_sandbox_id(), "local", "tight", SPEC, own_uid=True) for _ in range(3)]
