@@ -43,6 +43,10 @@ class ModalWorld:
         self._providers.append(ModalSandboxes(options))
         return self._providers[-1]
 
+    def environment(self) -> dict[str, str]:
+        """For a process that is to talk to this server."""
+        return {**os.environ, **self.local.environment()}
+
     def leftovers(self) -> list[str]:
         """What the server keeps of sandboxes: a folder for each."""
         return sorted(str(path.relative_to(self._root)) for path in self._root.glob("*/sandboxes/*"))
