@@ -255,6 +255,14 @@ async def test_a_name_server_that_hangs_is_not_waited_for():
 
 async def test_a_change_of_the_allowed_hosts_counts_at_once():
     names = loopback(**{"a.test": "127.0.0.1", "b.test": "127.0.0.1"})
+    with structlog.testing.capture_logs() as logs:
+        await _change_hosts(names)
+    assert [entry["decision"] for entry in logs if entry["event"] == "egress_decided"] == [
+        *("allowed", "allowed", "withdrawn", "not_allowed", "withdrawn")
+    ]
+
+
+async def _change_hosts(names: Names) -> None:
     async with host(shout) as (port, _), network_of(names) as gate:
         both = Egress(hosts=(f"a.test:{port}", f"b.test:{port}"))
         endpoint = await gate.open("s", egress=both)
@@ -264,8 +272,9 @@ async def test_a_change_of_the_allowed_hosts_counts_at_once():
         assert await b.is_cut()
         assert await a.said(b"still") == b"STILL"
         assert await status_of(endpoint, f"b.test:{port}") == 403
-        await gate.close("s")
+        await gate.open("s")
         assert await a.is_cut()
+        await gate.close("s")
 
 
 async def test_tunnels_over_the_bound_are_refused_and_models_are_reached_all_the_same():
@@ -297,7 +306,7 @@ async def test_a_silent_tunnel_is_cut_and_a_long_one_too():
         async with host(shout) as (port, _), network_of(names, bounds=bounds) as gate:
             endpoint = await gate.open("s", egress=Egress(hosts=(f"pypi.test:{port}",)))
             tunnel = await Tunnel.ask(endpoint, f"pypi.test:{port}")
-            assert await tunnel.said(b"a") == b"A"
+            assert tunnel.status == 200
             assert await tunnel.is_cut()
 
 
@@ -448,4 +457,4 @@ async def test_nothing_of_a_tunnel_is_left_when_both_ends_are_through():
             tunnel = await Tunnel.ask(endpoint, f"pypi.test:{port}")
             assert await tunnel.said(b"a") == b"A"
             tunnel.writer.close()
-        await eventually(lambda: len(asyncio.all_tasks()) <= len(before))
+        await eventually(lambda: len(asyncio.all_tasks()) <= len(before), within=20)
