@@ -6,19 +6,22 @@ sent; what cannot be refused is noticed, ends the turn with a typed error, and t
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from agent_runtime.needs import Resources
 from agent_runtime.testing.script import Say, Script
 from tests.stories.process import until
 from tests.stories.serving import Server, serving
-from tests.stories.test_hostile_sandbox import bash, outputs, turn
+from tests.stories.test_hostile_sandbox import bash, outputs, python, turn
 from tests.stories.viewer import get, new_session, viewing
 
 ATTACKS = Path(__file__).with_name("attacks")
 INJECTED: Script = [[Say("Whatever you say.")]]
 SILENCE_S, AGENT_IDLE_S = 3.0, 1.0
+TYPED = {"sandbox_timeout", "sandbox_lost", "sandbox_out_of_memory", "sandbox_out_of_disk", "agent_failed"}
 
 RUNNER = "cut -d' ' -f4 /proc/$CLAUDE_PID/stat"
 AGENT = "echo $CLAUDE_PID"
@@ -103,6 +106,41 @@ async def test_whoever_stops_or_ends_the_runner_or_the_agent_is_noticed(deed: st
 
         assert (ended["status"], ended["error"]["code"]) == ("failed", code)
         assert ended["error"]["retryable"] is True
+        assert after["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        pytest.param(
+            python("import os, time\nwhile True:\n  try: os.fork()\n  except OSError: time.sleep(1)"),
+            id="forks",
+        ),
+        pytest.param("cat /dev/zero > fill; rm -f fill", id="disk"),
+        pytest.param("yes 'this is a lot of output' | head -c 100000000", id="output"),
+        pytest.param(python("held = []\nwhile True: held.append(b'x' * (1 << 20))"), id="memory"),
+        pytest.param(python("import os\nwhile True: os.dup(0)"), id="descriptors"),
+        pytest.param(
+            python("import ctypes\nlibc = ctypes.CDLL(None)\nwhile libc.inotify_init1(0) >= 0: pass"),
+            id="watches",
+        ),
+    ],
+)
+async def test_taking_all_there_is_of_something_ends_no_more_than_a_turn(deed: str) -> None:
+    """A tool may have its own sandbox end; the runtime is told the truth, and the next turn works."""
+    bounds = {"cpu": 2, "memory_bytes": 1 << 30, "processes": 256, "disk_bytes": 1 << 26}
+    scripts = {
+        "deed": bash(f"timeout -s KILL 4 bash -c {shlex.quote(deed)}; kill -9 $(pgrep -x python3); true")
+    }
+    async with serving(
+        scripts=scripts, resources=Resources.model_validate(bounds), runner_silence_s=SILENCE_S
+    ) as server:
+        session_id = await new_session(server)
+        async with viewing(server, session_id) as viewer:
+            ended = await turn(viewer, session_id, "deed")
+            after = await turn(viewer, session_id, "text")
+
+        assert ended["status"] == "completed" or ended["error"]["code"] in TYPED, ended
         assert after["status"] == "completed"
 
 

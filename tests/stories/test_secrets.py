@@ -11,9 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent_runtime.testing.script import Call, Fail, Say
 from tests.seen_from_outside import files_of
 from tests.stories.process import TOKEN, House, Life, children, family, house
+from tests.stories.serving import serving
 from tests.stories.test_hostile_sandbox import bash, turn
 from tests.stories.viewer import Viewer, new_session, viewing
 
@@ -95,6 +98,43 @@ async def test_a_secret_is_nowhere_but_where_a_profile_asked_for_it(tmp_path: Pa
         _search_data(tmp_path, planted)
 
 
+async def test_nothing_is_said_in_the_log_however_much_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Within one process, whose log says all that there is to say; errors on the way."""
+    planted = Planted()
+    for name, value in planted.environment.items():
+        monkeypatch.setenv(name, value)
+    _write_profiles(tmp_path)
+    named = ("SHOWN_TOKEN", "QUIET_TOKEN")
+    async with serving(data=tmp_path, scripts=SCRIPTS, secrets=named) as server:
+        session_id = await new_session(server, agentProfileRef="asking")
+        async with viewing(server, session_id) as viewer:
+            for script in ("print", "refused", "die", "print"):
+                await turn(viewer, session_id, script)
+    said = capfd.readouterr()
+    assert "[debug" in said.out
+    assert planted.in_(said.out + said.err) == set()
+
+
+async def test_without_isolation_the_agent_alone_has_them_as_well(tmp_path: Path) -> None:
+    planted = Planted()
+    settings: dict[str, Any] = {"secrets": ["SHOWN_TOKEN", "QUIET_TOKEN"], "sandbox": "unsafe-subprocess"}
+    async with house(tmp_path, scripts=SCRIPTS, environment=planted.environment, **settings) as it:
+        _write_profiles(tmp_path)
+        async with it.life() as life:
+            session_id = await new_session(life, agentProfileRef="asking")
+            async with viewing(life, session_id) as viewer:
+                await turn(viewer, session_id, "print")
+                runner = it.sandbox(session_id).keeper
+                assert runner is not None
+                (agent,) = children(runner.pid)
+                assert planted.in_(_read(agent, "environ")) == {"shown", "quiet"}
+                assert planted.in_(_read(runner.pid, "environ") + _read(runner.pid, "cmdline")) == set()
+                assert planted.shown in json.dumps(viewer.events)
+                await _end(life, session_id)
+
+
 async def test_names_that_are_the_runtimes_own_cannot_be_set_by_a_profile(tmp_path: Path) -> None:
     """Each is refused when the profile is used, by its name."""
     async with house(tmp_path) as it, it.life() as life:
@@ -107,6 +147,11 @@ async def test_names_that_are_the_runtimes_own_cannot_be_set_by_a_profile(tmp_pa
                 error = (await turn(viewer, session_id, "text"))["error"]
             assert (error["code"], error["retryable"]) == ("reserved_variable", False)
             assert name in error["message"]
+
+
+async def _end(life: Life, session_id: str) -> None:
+    async with life.http.post(f"/api/sessions/{session_id}/stop", json={}) as answer:
+        assert answer.status == 200
 
 
 def _write_profiles(data: Path) -> None:

@@ -38,6 +38,12 @@ for name, folder in (("config", config), ("home", home / ".claude"), ("workspace
     for file in ("settings.json", "settings.local.json", "managed-settings.json", "remote-settings.json"):
         put(folder / file, hooks(name))
     put(folder / "CLAUDE.md", "FORGED MEMORY")
+    described = "---\nname: planted\ndescription: FORGED MEMORY\n---\nFORGED MEMORY\n"
+    for place in ("agents/planted.md", "commands/planted.md", "skills/planted/SKILL.md", "rules/planted.md"):
+        put(folder / place, described)
+    plugin = {"name": "planted", "version": "1.0.0", "description": "FORGED MEMORY"}
+    put(folder / "plugins" / "planted" / ".claude-plugin" / "plugin.json", plugin)
+    put(folder / "plugins" / "planted" / "hooks" / "hooks.json", hooks(f"plugin-{name}"))
     put(folder / "scheduled_tasks.json", {"tasks": [task]})
 for folder in (config, home, workspace):
     put(folder / ".claude.json", {**server, **hooks("state")})
