@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it would take a default in brackets for markup and show nothing
     help="AI coding agents in isolated sandboxes, streamed as typed blocks.",
 )
 sessions = typer.Typer(no_args_is_help=True, help="Look at the sessions of a running server.")
