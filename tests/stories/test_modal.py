@@ -1,9 +1,14 @@
 """The main job through Modal's own SDK: the whole system, with a local Modal in place of an account."""
 
 import asyncio
+import json
+import os
 import signal
+import uuid
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ from agent_runtime.testing.scenarios import bash
 from agent_runtime.testing.script import Say, Script
 from agent_runtime_modal_local import LocalModal
 from tests.adapters.sandboxes.modal_world import needs_users
-from tests.stories.process import House, house
+from tests.stories.process import COMMAND, House, house
 from tests.stories.test_main_job import assert_orderly
 from tests.stories.viewer import get, new_session, viewing
 
@@ -128,6 +133,74 @@ async def test_ctrl_c_leaves_nothing_in_the_account_and_nothing_is_reached_from_
             (sandbox,) = await living(local)
             assert sandbox["asked"]["networkAccess"]["networkAccessType"] == "BLOCKED"
         assert await living(local) == []
+
+
+async def test_the_demo_shows_the_main_job_on_a_local_modal_of_its_own_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    mark = uuid.uuid4().hex
+    told = await run("demo", "--sandbox", "modal-local", "--data", str(tmp_path), DEMO_ONCE="1", MARK=mark)
+    assert told.code == 0, told.said
+    assert "modal-local: namespaces" in told.said
+    assert "completed" in told.said
+    assert "life/test_life.py" in told.said
+    assert marked(mark) == []
+
+
+async def test_without_an_account_the_doctor_says_so_in_one_line(tmp_path: Path) -> None:
+    nobody = {
+        "MODAL_CONFIG_PATH": str(tmp_path / "absent.toml"),
+        "MODAL_TOKEN_ID": "",
+        "MODAL_TOKEN_SECRET": "",
+    }
+    told = await run("doctor", "--sandbox", "modal", **nobody)
+    assert told.code == 1
+    (line,) = [line for line in told.said.splitlines() if "modal token new" in line]
+    assert "MODAL_TOKEN_ID" in told.said
+    assert "Traceback" not in told.said
+    assert line.strip()
+
+
+async def test_a_lasting_modal_is_served_by_name_and_its_settings_are_checked(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(json.dumps({"sandbox": "modal", "modal": {"lifetimeS": 100_000}}))
+    told = await run("serve", "--config", str(settings))
+    assert told.code == 2
+    assert "modal.lifetimeS" in told.said.replace("lifetime_s", "lifetimeS")
+    assert told.said.count("\n") == 1
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a command ended, and all that it said."""
+
+    code: int | None
+    said: str
+
+
+async def run(*arguments: str, **variables: str) -> Told:
+    """Run the command line to its end, with nobody's model and these variables."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, *arguments, stdout=PIPE, stderr=STDOUT, env=environment | variables
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    return Told(process.returncode, output.decode())
+
+
+def marked(value: str) -> list[str]:
+    """The processes of this machine with this value of the variable MARK, by pid."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"MARK={value}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(folder.name)
+    return found
 
 
 async def ended(life: Any, session_id: str) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class ScriptedDriver:
     def __init__(self, output: Output, places: Places) -> None:
         self._output = output
         self._workspace = places.workspace
+        self._user = places.user
         self._env = places.env
         self._info = {"workspace": str(places.workspace)}
         self._name = uuid.uuid4().hex
@@ -187,6 +188,7 @@ class ScriptedDriver:
             *(sys.executable, "-"),
             cwd=self._workspace,
             env={**os.environ, **self._env},
+            user=self._user,
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
