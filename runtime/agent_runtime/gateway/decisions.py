@@ -1,20 +1,22 @@
 """Says what was decided about one session's way out: each time in the metric, and in the log.
 
 The log is written by whoever is inside, in effect: what a host's name can hold is bounded and
-escaped, and a flood of decisions is a few lines and a number. The metric counts all of them.
+escaped, and a flood of decisions is a few lines and a number. A flood of one kind hides none of
+another, so refusals cannot cover what was granted. The metric counts all of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 from prometheus_client import Counter
 
 _BURST: Final = 100
-"""Lines that a session may have at once; one more for each second that passes."""
+"""Lines of one kind that a session may have at once; one more for each second that passes."""
 _LONGEST: Final = 260
 
 _EGRESS: Final = Counter(
@@ -24,36 +26,44 @@ _EGRESS: Final = Counter(
 _log = structlog.get_logger("agent_runtime.gateway")
 
 
+@dataclass(slots=True)
+class _Lines:
+    """Of one kind: how many may still be written, as of when, and how many were not."""
+
+    left: float
+    counted_at: float
+    unsaid: int = 0
+
+
 class Decisions:
     """Of one session; `session_id` may change where an endpoint is given to another one."""
 
     def __init__(self, session_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.session_id = session_id
         self._clock = clock
-        self._lines = float(_BURST)
-        self._refilled = clock()
-        self._unsaid = 0
+        self._lines: dict[str, _Lines] = {}
 
     def tunnel(self, decision: str, wanted: str) -> None:
         """A tunnel to `wanted` (whatever the client wrote) was granted or refused."""
         _EGRESS.labels(decision).inc()
-        self._say("egress_decided", decision=decision, host=harmless(wanted))
+        self._say(decision, "egress_decided", decision=decision, host=harmless(wanted))
 
     def refusal(self, vendor: str, status: int, why: str) -> None:
         """A request for a model's API was refused."""
-        self._say("model_request_refused", vendor=vendor, status=status, why=why)
+        self._say("model", "model_request_refused", vendor=vendor, status=status, why=why)
 
-    def _say(self, event: str, **facts: object) -> None:
+    def _say(self, kind: str, event: str, **facts: object) -> None:
         now = self._clock()
-        self._lines = min(_BURST, self._lines + now - self._refilled)
-        self._refilled = now
-        if self._lines < 1:
-            self._unsaid += 1
+        lines = self._lines.setdefault(kind, _Lines(_BURST, now))
+        lines.left = min(_BURST, lines.left + now - lines.counted_at)
+        lines.counted_at = now
+        if lines.left < 1:
+            lines.unsaid += 1
             return
-        self._lines -= 1
-        if self._unsaid:
-            facts["unsaid_before"] = self._unsaid
-            self._unsaid = 0
+        lines.left -= 1
+        if lines.unsaid:
+            facts["unsaid_before"] = lines.unsaid
+            lines.unsaid = 0
         _log.info(event, session_id=self.session_id, **facts)
 
 

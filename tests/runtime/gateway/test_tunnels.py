@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import structlog
+from prometheus_client import REGISTRY
 
 from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
+from agent_runtime.gateway.decisions import Decisions
 from agent_runtime.gateway.network import PublicInternet
 from agent_runtime.gateway.tunnels import Bounds
 from agent_runtime.needs import Egress
@@ -420,14 +422,22 @@ async def test_every_decision_is_told_with_its_session_and_in_one_harmless_line(
     assert all(entry["host"].isprintable() and len(entry["host"]) < 1000 for entry in told)
 
 
-async def test_a_flood_of_refusals_writes_few_lines_and_counts_them_all():
+def test_a_flood_of_decisions_is_few_lines_and_hides_none_of_another_kind():
+    now = 0.0
+    decisions = Decisions("s", lambda: now)
     with structlog.testing.capture_logs() as logs:
-        async with network_of(Names({})) as gate:
-            endpoint = await gate.open("s")
-            for _ in range(300):
-                await raw(endpoint, connect_to("b.test:443"))
-    told = [entry for entry in logs if entry["event"] == "egress_decided"]
-    assert 100 <= len(told) < 200
+        for _ in range(1000):
+            decisions.tunnel("not_allowed", "b.test:443")
+            decisions.refusal("anthropic", 403, "no")
+        decisions.tunnel("allowed", "a.test:443")
+        now = 5.0
+        decisions.tunnel("not_allowed", "c.test:443")
+    assert [entry["host"] for entry in logs if entry.get("decision") == "allowed"] == ["a.test:443"]
+    assert len(logs) == 100 + 100 + 1 + 1
+    assert (logs[-1]["host"], logs[-1]["unsaid_before"]) == ("c.test:443", 900)
+    counted = REGISTRY.get_sample_value("agent_runtime_egress_decisions_total", {"decision": "not_allowed"})
+    assert counted is not None
+    assert counted >= 1001
 
 
 async def test_an_endpoint_that_is_given_to_another_session_is_that_ones_alone():
