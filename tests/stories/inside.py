@@ -11,7 +11,7 @@ import base64
 import re
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +149,7 @@ def provider_of(kind: str, root: Path) -> SandboxProvider:
 @asynccontextmanager
 async def inside(
     kind: str = "unsafe-subprocess",
-    files: tuple[Path, ...] = (),
+    files: Mapping[str, str] | None = None,
     profile: str = "default",
     **options: Any,
 ) -> AsyncIterator[Inside]:
@@ -160,7 +160,7 @@ async def inside(
         provider = provider_of(kind, folder / "sandboxes")
         w = await stack.enter_async_context(world(sandboxes=provider, gateway=gateway, **options))
         viewer = await stack.enter_async_context(w.viewer(ANNA))
-        given = [{"path": file.name, "content": file.read_text()} for file in files]
+        given = [{"path": path, "content": text} for path, text in (files or {}).items()]
         session = await w.session(workspaceFiles=given, agentProfileRef=profile)
         place = Inside(w, viewer, session, folder / "sandboxes")
         try:

@@ -28,7 +28,7 @@ NOBODYS = 1
 @asynccontextmanager
 async def showing(kind: str = "unsafe-subprocess", **options: Any) -> AsyncIterator[tuple[Inside, str]]:
     """A place with the server inside, and the address that shows it, without the `/` at its end."""
-    async with inside(kind, files=(SERVER,), **options) as place:
+    async with inside(kind, files={SERVER.name: SERVER.read_text()}, **options) as place:
         url = await place.shown(await place.serve(SERVER.name))
         yield place, url.rstrip("/")
 

@@ -292,7 +292,7 @@ class Viewer:
 
 @asynccontextmanager
 async def world(
-    prefix: str | None = None, log_bytes: int | None = None, **options: Any
+    prefix: str | None = None, log_bytes: int | None = None, port: int = 0, **options: Any
 ) -> AsyncIterator[World]:
     """A server for as long as the block lasts. `prefix`: mounted in a host's application instead."""
     log = MemoryEventLog() if log_bytes is None else MemoryEventLog(max_bytes_per_session=log_bytes)
@@ -315,7 +315,7 @@ async def world(
         attach(app, manager, config, prefix=prefix)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
