@@ -1,6 +1,6 @@
 """Stories about what is inside a sandbox: a real server, a real sandbox, no agent that matters.
 
-async with inside(kind) as place:       kind: `local` or `unsafe-subprocess`
+async with inside(kind) as place:       kind: `local`, `modal` or `unsafe-subprocess`
     place.world                         how to speak to the server
     await place.serve(PROGRAM)          run a server in the sandbox; the port that it prints
     await place.shown(port)             the address that shows it
@@ -23,12 +23,19 @@ from agent_runtime.ports import GatewayEndpoint, SandboxProvider
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 from tests.adapters.sandboxes.machine import needs_local_sandboxes, processes_of
+from tests.adapters.sandboxes.modal_world import modal_world, needs_users
 from tests.runtime.transport.world import ANNA, Viewer, World, world
 from tests.waiting import eventually
 
 everywhere = pytest.mark.parametrize(
-    "kind", [pytest.param("local", marks=needs_local_sandboxes), "unsafe-subprocess"]
+    "kind",
+    [
+        pytest.param("local", marks=needs_local_sandboxes),
+        pytest.param("modal", marks=needs_users),
+        "unsafe-subprocess",
+    ],
 )
+"""Modal is a local one, which the real SDK takes for it."""
 
 
 class SocketGateway:
@@ -142,8 +149,13 @@ class Inside:
         await self.viewer.ask("terminal:close", {"terminalId": shell.terminal_id})
 
 
-def provider_of(kind: str, root: Path) -> SandboxProvider:
-    return LocalSandboxes(root) if kind == "local" else UnsafeSubprocess(root)
+@asynccontextmanager
+async def provider_of(kind: str, root: Path) -> AsyncIterator[SandboxProvider]:
+    if kind == "modal":
+        async with modal_world() as modal:
+            yield modal.provider()
+    else:
+        yield LocalSandboxes(root) if kind == "local" else UnsafeSubprocess(root)
 
 
 @asynccontextmanager
@@ -157,7 +169,7 @@ async def inside(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-runtime-inside-")))
         gateway = SocketGateway(folder / "gateway")
-        provider = provider_of(kind, folder / "sandboxes")
+        provider = await stack.enter_async_context(provider_of(kind, folder / "sandboxes"))
         w = await stack.enter_async_context(world(sandboxes=provider, gateway=gateway, **options))
         viewer = await stack.enter_async_context(w.viewer(ANNA))
         given = [{"path": path, "content": text} for path, text in (files or {}).items()]
