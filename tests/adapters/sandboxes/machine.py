@@ -19,6 +19,7 @@ import pytest
 from agent_runtime.needs import Resources, SandboxNeeds
 from agent_runtime.ports import Sandbox
 from agent_runtime.testing.sandbox_contract import gateway
+from agent_runtime_adapters.sandboxes import cgroups, disk
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.tiers import Tier
 from tests.seen_from_outside import devices_of, groups, is_empty, processes_of
@@ -57,6 +58,10 @@ def why_there_are_no_local_sandboxes() -> str | None:
 
 needs_local_sandboxes = pytest.mark.skipif(
     why_there_are_no_local_sandboxes() is not None, reason=str(why_there_are_no_local_sandboxes())
+)
+needs_groups = pytest.mark.skipif(isinstance(cgroups.find_cgroups(), str), reason=str(cgroups.find_cgroups()))
+needs_disks = pytest.mark.skipif(
+    os.geteuid() != 0 or disk.find_mkfs() is None, reason="a disk of its own needs root and mkfs.ext4"
 )
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 

@@ -2,7 +2,6 @@
 stay as they are, and the runner lives to tell."""
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from agent_runtime.errors import SandboxFault
 from agent_runtime.needs import Resources, SandboxNeeds
 from agent_runtime.testing.runner_talk import RUNTIME_ID, one_of, said, talking, with_agent
-from agent_runtime_adapters.sandboxes import cgroups, disk
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.registry import Registry
 from agent_runtime_adapters.sandboxes.tiers import Tier
@@ -19,6 +17,7 @@ from tests.adapters.sandboxes.machine import (
     Inside,
     death_of,
     inside,
+    needs_groups,
     needs_local_sandboxes,
     needs_root,
     place,
@@ -29,10 +28,6 @@ MIB = 1024 * 1024
 MEMORY = 128 * MIB
 WITHOUT_GROUPS = (Tier.BUBBLEWRAP,)
 
-needs_groups = pytest.mark.skipif(isinstance(cgroups.find_cgroups(), str), reason=str(cgroups.find_cgroups()))
-needs_disks = pytest.mark.skipif(
-    os.geteuid() != 0 or disk.find_mkfs() is None, reason="a disk of its own needs root and mkfs.ext4"
-)
 
 HEAP = "held = bytearray(1 << 30)\nfor i in range(0, len(held), 4096): held[i] = 1\n"
 SHARED = "import mmap\nheld = mmap.mmap(-1, 1 << 30)\nfor i in range(0, len(held), 4096): held[i] = 1\n"
@@ -128,8 +123,8 @@ async def test_a_fork_bomb_meets_its_bound_and_the_neighbours_do_not_notice(bomb
                 """
 bombs = subprocess.Popen([sys.executable, "-c", bomb], stdout=-3, stderr=-3)
 import time
-most, deadline = 0, time.monotonic() + 1
-while time.monotonic() < deadline:
+most, deadline = 0, time.monotonic() + 20
+while most < 60 and time.monotonic() < deadline:
     tasks = 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:

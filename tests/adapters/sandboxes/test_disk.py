@@ -1,6 +1,5 @@
 """What a sandbox writes is bounded: by a file system of its own where the runtime is root, or by a watch."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,16 +10,13 @@ from agent_runtime.needs import Resources, SandboxNeeds
 from agent_runtime.testing.runner_talk import one_of, said, talking, with_agent
 from agent_runtime_adapters.sandboxes import disk
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
-from tests.adapters.sandboxes.machine import death_of, inside, needs_local_sandboxes, place
+from tests.adapters.sandboxes.machine import death_of, inside, needs_disks, needs_local_sandboxes, place
 from tests.seen_from_outside import devices_of
 from tests.waiting import eventually
 
 MIB = 1024 * 1024
 DISK = 32 * MIB
 
-needs_disks = pytest.mark.skipif(
-    os.geteuid() != 0 or disk.find_mkfs() is None, reason="a disk of its own needs root and mkfs.ext4"
-)
 
 FILL = """
 def fill(path):

@@ -11,18 +11,21 @@ import pytest
 
 from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
-from agent_runtime.needs import Dependencies, SandboxNeeds
+from agent_runtime.needs import Dependencies, Resources, SandboxNeeds
 from agent_runtime.ports import Channel, Sandbox, SandboxSpec
 from agent_runtime.testing.sandbox_contract import RUNTIME_ID
 from agent_runtime.testing.script import Call, Say
 from agent_runtime.testing.scripted_model import ScriptedModel
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.tiers import Tier
 from agent_runtime_sandbox import frames
-from tests.adapters.sandboxes.machine import needs_local_sandboxes, place
+from tests.adapters.sandboxes.machine import needs_disks, needs_groups, needs_local_sandboxes, place
 from tests.adapters.sandboxes.registries import make_wheel, npm_registry, use_wheels_of
 from tests.seen_from_outside import files_of
 
-NOTHING = Dependencies()
+NOTHING = SandboxNeeds()
+TAKE_MEMORY = "python3 -c 'held = []\nwhile True: held.append(b\"x\" * (1 << 20))'; echo it ended with $?"
+TAKE_DISK = "dd if=/dev/zero of=big bs=1M; echo it ended with $?"
 LOOK = "id -un; pwd; env; python3 -c 'import sys; print(sys.path)'; echo x > made.txt"
 
 
@@ -45,7 +48,7 @@ async def test_the_agent_answers_and_uses_its_tools_inside() -> None:
 async def test_the_agents_shell_has_the_packages_of_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     python = "tinypy-greet; python3 -c 'import tinypy; print(tinypy.__file__)'"
     use = f"{python}; tinyjs-greet; node -p 'require(\"tinyjs\")'"
-    wanted = Dependencies(pip=("tinypy",), npm=("tinyjs",))
+    wanted = SandboxNeeds(dependencies=Dependencies(pip=("tinypy",), npm=("tinyjs",)))
     with place() as root, tempfile.TemporaryDirectory() as wheels, npm_registry(monkeypatch) as npm:
         make_wheel(Path(wheels), "tinypy", "1.0")
         use_wheels_of(Path(wheels), monkeypatch)
@@ -58,9 +61,29 @@ async def test_the_agents_shell_has_the_packages_of_its_profile(monkeypatch: pyt
     assert str(root) not in said
 
 
+@needs_local_sandboxes
+@pytest.mark.parametrize(
+    ("command", "bounds", "told"),
+    [
+        pytest.param(TAKE_MEMORY, {"memory_bytes": 1024**3}, "it ended with 137", marks=needs_groups),
+        pytest.param(TAKE_DISK, {"disk_bytes": 64 * 1024**2}, "No space left on device", marks=needs_disks),
+    ],
+)
+async def test_the_agent_outlives_a_tool_that_takes_all_there_is(
+    command: str, bounds: dict[str, float], told: str
+) -> None:
+    needs = SandboxNeeds(resources=Resources.model_validate(bounds))
+    with place() as root:
+        async with _agent_that_runs(command, root, needs) as (sandbox, channel, token):
+            said = json.dumps(await _one_turn(channel, token))
+            assert await sandbox.alive()
+    assert told in said
+    assert "That was it." in said
+
+
 @asynccontextmanager
 async def _agent_that_runs(
-    command: str, root: Path, wanted: Dependencies = NOTHING
+    command: str, root: Path, needs: SandboxNeeds = NOTHING, *, tiers: tuple[Tier, ...] = tuple(Tier)
 ) -> AsyncIterator[tuple[Sandbox, Channel, str]]:
     """A sandbox whose agent, told to look, runs this in its shell; a channel to it, and the agent's token."""
     script = [[Call("Bash", {"command": command, "description": "look around"})], [Say("That was it.")]]
@@ -68,7 +91,7 @@ async def _agent_that_runs(
         with tempfile.TemporaryDirectory() as folder:
             gateway = Gateway([Anthropic(model.url, api_key="sk-the-real-one")], Path(folder) / "run")
             endpoint = await gateway.open("session-1")
-            provider, needs = LocalSandboxes(root), SandboxNeeds(dependencies=wanted)
+            provider = LocalSandboxes(root, tiers=tiers)
             sandbox = await provider.create(
                 SandboxSpec("session-1", RUNTIME_ID, endpoint.socket, 60.0, needs=needs)
             )

@@ -46,6 +46,8 @@ class TestLocal(OnThisMachine):
 class TestLocalWithoutNamespaces(OnThisMachine):
     """As root it takes a Python that others can run: see `test_landlock`."""
 
+    in_a_row = 10
+
     def provider(self) -> SandboxProvider:
         return LocalSandboxes(self.root, tiers=WITHOUT_NAMESPACES)
 

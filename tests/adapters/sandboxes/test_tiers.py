@@ -19,12 +19,11 @@ from agent_runtime_adapters.sandboxes.tiers import Tier, find_best
 from tests.adapters.sandboxes.machine import (
     ORDINARY_USER,
     as_ordinary_user,
+    needs_groups,
     needs_local_sandboxes,
     needs_root,
     place,
 )
-
-needs_groups = pytest.mark.skipif(isinstance(cgroups.find_cgroups(), str), reason=str(cgroups.find_cgroups()))
 
 PROBE_AND_TAKE_TOO_MUCH = """
 import asyncio, json, tempfile
