@@ -70,9 +70,9 @@ def main() -> NoReturn:
     there.close()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     listener = received(here)
-    keep_only({0, 1, 2, listener})
+    keep_only({0, 1, 2, listener, rules["gateway_folder"]})
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    serve(runner, listener, Broker(rules["gateway"], rules["own"]))
+    serve(runner, listener, Broker(rules["gateway"], rules["gateway_folder"], rules["own"]))
 
 
 # What the child does.
@@ -89,7 +89,8 @@ def become_runner(rules: dict[str, Any], parent: socket.socket) -> NoReturn:
     restrict(rules)
     listener = filtered(bytes.fromhex(rules["filter"]), rules["machine"])
     socket.send_fds(parent, [b"f"], [listener])
-    os.close(listener)
+    for descriptor in (listener, rules["gateway_folder"]):
+        os.close(descriptor)
     parent.close()
     os.chdir(rules["cwd"])
     os.execve(rules["argv"][0], rules["argv"], rules["env"])  # noqa: S606 - no shell is the point
@@ -287,8 +288,9 @@ class Broker:
     CHMOD = frozenset({90})
     FCHMODAT = frozenset({268, 53, 452})
 
-    def __init__(self, gateway: str, own: list[str]) -> None:
+    def __init__(self, gateway: str, folder: int, own: list[str]) -> None:
         self._gateway = os.fsencode(gateway)
+        self._gateway_here = f"/proc/self/fd/{folder}/{os.path.basename(gateway)}"  # noqa: PTH119
         self._own = {os.fsencode(path): os.open(path, os.O_PATH | os.O_CLOEXEC) for path in own}
 
     def perform(self, caller: Caller, number: int, arguments: tuple[int, ...]) -> None:
@@ -310,11 +312,8 @@ class Broker:
         if family != struct.pack("H", socket.AF_UNIX) or not name:  # one without a name, or an abstract one
             raise OSError(errno.EACCES, "address")
         path = caller.absolute(AT_FDCWD, name)
-        target: bytes | str = path
-        opened = None
-        if path != self._gateway:
-            opened = self._beneath(path)
-            target = f"/proc/self/fd/{opened}"
+        opened = None if path == self._gateway else self._beneath(path)
+        target = self._gateway_here if opened is None else f"/proc/self/fd/{opened}"
         try:
             with socket.socket(fileno=caller.descriptor(number)) as taken:
                 if taken.family != socket.AF_UNIX:
@@ -340,7 +339,7 @@ class Broker:
         raise OSError(errno.EACCES, "path")
 
 
-def connect(taken: socket.socket, target: bytes | str) -> None:
+def connect(taken: socket.socket, target: str) -> None:
     """Connect somebody's socket, and wait for a full queue no longer than others can."""
     # Not by the object's own timeout: that would change the socket for who owns it.
     option = (socket.SOL_SOCKET, socket.SO_SNDTIMEO)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -32,6 +33,8 @@ from agent_runtime_adapters.sandboxes.toolchain import INSIDE, Mount, find_toolc
 from agent_runtime_sandbox import frames
 
 RULES_PLACE: Final = FIRST_FREE_PLACE
+GATEWAY_PLACE: Final = FIRST_FREE_PLACE + 1
+"""The descriptor of the folder that the gateway's socket is in."""
 PASSABLE: Final = 0o711
 """A sandbox's own user must get through to its folders; what is in there it can neither list nor read."""
 _ALSO_READ: Final = ("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/gitconfig", "/proc", "/usr")
@@ -52,6 +55,9 @@ class Landlocked:
     def plan(self, job: Job, stack: ExitStack) -> Plan:
         """The keeper, with rules that it reads from a descriptor."""
         rules = self._rules(job)
+        # The keeper goes by this descriptor: the folders above may be shut to its uid.
+        folder = os.open(job.spec.gateway_socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, folder)
         return Plan(
             argv=(rules["python"], "-I", "-S", landlock.__file__, str(RULES_PLACE)),
             cwd="/",
@@ -59,6 +65,7 @@ class Landlocked:
                 **job.places,
                 **variables_place(job.spec, stack),
                 RULES_PLACE: hold(json.dumps(rules).encode(), stack),
+                GATEWAY_PLACE: folder,
             },
             limits=self.bounds.limits(job.resources),
             uid=job.record.uid,
@@ -89,6 +96,7 @@ class Landlocked:
             "own": [str(workspace), str(home)],
             "devices": _DEVICES,
             "gateway": str(job.spec.gateway_socket),
+            "gateway_folder": GATEWAY_PLACE,
             "machine": platform.machine(),
             "filter": seccomp.program(namespaces=False).hex(),
         }

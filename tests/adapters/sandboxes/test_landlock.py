@@ -206,6 +206,26 @@ print(json.dumps([ran.returncode, ran.stdout, ran.stderr]))
 
 
 @AS_EITHER
+async def test_the_real_agent_answers_and_uses_its_tools(is_root: bool) -> None:
+    """The gateway lies where a sandbox's own user would not come through."""
+    program = """
+import asyncio, json
+from agent_runtime_adapters.sandboxes.tiers import Tier
+from tests.adapters.sandboxes.machine import place
+from tests.adapters.sandboxes.test_local_agent import _agent_that_runs, _one_turn
+async def main():
+    with place() as root:
+        run = "echo x > made.txt; cat made.txt; pwd"
+        async with _agent_that_runs(run, root, tiers=(Tier.LANDLOCK,)) as (sandbox, channel, token):
+            said = json.dumps(await _one_turn(channel, token))
+        workspace = root / sandbox.ref.sandbox_id / "workspace"
+        print(json.dumps(["That was it." in said, f"x\\\\n{workspace}" in said]))
+asyncio.run(main())
+"""
+    assert await as_ordinary_user(program, is_root=is_root) == [True, True]
+
+
+@AS_EITHER
 async def test_what_it_leaves_running_ends_with_it(is_root: bool) -> None:
     """Also what has a session of its own, no parent, no environment, and ignores every signal it can."""
     program = IN_A_SANDBOX.replace("assert await sandbox.alive()", "left = told").replace(
