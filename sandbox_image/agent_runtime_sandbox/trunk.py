@@ -59,6 +59,8 @@ def main() -> int:
         "--silence", type=float, default=SILENCE_S, metavar="S", help="how long without a word"
     )
     options = parser.parse_args()
+    if os.geteuid() == 0:  # it may be here before the runner
+        identity.own_folder(options.control, identity.RUNNER_UID, identity.RUNNER_UID, 0o700)
     lock = _take_over(options.control) if options.gateway is not None else None
     listener = _listen(options.gateway) if options.gateway is not None else None
     if os.geteuid() == 0:

@@ -45,6 +45,8 @@ class _Suite:
 
     in_a_row = 100
     """How many sandboxes are made one after the other; fewer where each takes long."""
+    orphaned_s = 0.5
+    """How long a runner is alone until it ends itself; longer than it takes to make one and to be seen."""
     objects_aside = 0
     """How many objects a vendor's client may come to hold by itself, however many sandboxes there were."""
 
@@ -156,7 +158,7 @@ class EndPromises(_Suite):
         self, provider: SandboxProvider
     ) -> None:
         """Nobody was attached for longer than the spec says."""
-        async with one_of(provider, orphan_timeout_s=0.5) as sandbox:
+        async with one_of(provider, orphan_timeout_s=self.orphaned_s) as sandbox:
             async with asyncio.timeout(ENDS_WITHIN_S):
                 while await sandbox.alive():  # noqa: ASYNC110 - nobody tells when it ends
                     await asyncio.sleep(0.05)

@@ -12,6 +12,7 @@ class OnModal(SandboxContract):
     v2: bool
     world: ModalWorld
     in_a_row = 20  # each starts two interpreters
+    orphaned_s = 6.0
     objects_aside = 600
 
     @asynccontextmanager

@@ -94,6 +94,7 @@ async def test_no_process_is_left_inside_when_this_one_lets_go() -> None:
 async def test_a_hundred_connections_at_once_are_one_process_inside() -> None:
     async with modal_world() as it, one_of(it.provider()) as sandbox:
         channels = await asyncio.gather(*(sandbox.connect() for _ in range(100)))
+        assert (await it.local.calls())["TaskExecStart"] == 1
         processes = await it.inside(sandbox, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
         assert processes.count("agent_runtime_sandbox.trunk") == 1
         for channel in channels:

@@ -143,6 +143,7 @@ class ModalSandbox:
             return
         if grace_s:
             await self._ask_to_end(grace_s)
+        await self._let_go_of_the_trunk()
         try:
             handle = await self.handle()
             await repeated(lambda: handle.terminate.aio(wait=True), self._options.call_within_s)

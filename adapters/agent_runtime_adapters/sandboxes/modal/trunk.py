@@ -172,6 +172,8 @@ class Trunk:
             fault = _first(faults)
         except* Broken:
             pass
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # a group whose tasks fail while it is cancelled tells of those alone
         return fault, multiplex is not None and multiplex.ready.is_set()
 
     async def _start(self) -> Any:
