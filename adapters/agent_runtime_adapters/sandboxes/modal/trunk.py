@@ -173,7 +173,7 @@ class Trunk:
         except* Broken:
             pass
         if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError  # a group whose tasks fail while it is cancelled tells of those alone
+            raise asyncio.CancelledError  # a group that is cancelled tells of its failures alone
         return fault, multiplex is not None and multiplex.ready.is_set()
 
     async def _start(self) -> Any:
