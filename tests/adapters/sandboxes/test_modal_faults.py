@@ -108,7 +108,10 @@ async def test_a_published_image_that_is_not_there_says_how_to_get_it() -> None:
         provider = it.provider(QUICK.model_copy(update={"image": "nobody:published"}))
         with gateway() as spec:
             fault = await refused(provider.create(spec), "sandbox_unavailable")
-        assert "deploy-image" in fault.detail
+            assert "deploy-image" in fault.detail
+            own = replace(spec, needs=spec.needs.model_copy(update={"image": "profiles:own"}))
+            fault = await refused(provider.create(own), "sandbox_unavailable")
+        assert "'profiles:own'" in fault.detail, "a profile's own image goes before the one for all"
 
 
 async def test_a_runner_that_does_not_start_is_told_with_its_exit_code() -> None:

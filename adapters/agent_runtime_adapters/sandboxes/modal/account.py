@@ -58,13 +58,9 @@ class Account:
         client, app = await self.client(), await self.app()
         if spec.snapshot is not None:
             return modal.Image.from_id(spec.snapshot.snapshot_id, client=client)
-        if self._options.image is not None:
-            named = modal.Image.from_name(
-                self._options.image, environment_name=self._options.environment, client=client
-            )
-            missing = (
-                f"Modal has no image '{self._options.image}': publish it with `agent-runtime deploy-image`."
-            )
+        if (name := spec.needs.image or self._options.image) is not None:
+            named = modal.Image.from_name(name, environment_name=self._options.environment, client=client)
+            missing = f"Modal has no image '{name}': publish it with `agent-runtime deploy-image`."
             return await call(named.build.aio(app), self._options.call_within_s, missing=_not_had(missing))
         if self._images is None:
             self._images = Images(app, environment=self._options.environment)
