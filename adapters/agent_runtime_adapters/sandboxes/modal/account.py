@@ -18,8 +18,9 @@ from modal import experimental
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import SandboxSpec
 from agent_runtime_adapters.sandboxes.modal.calls import call, repeated
-from agent_runtime_adapters.sandboxes.modal.image import Images, recipe_for
+from agent_runtime_adapters.sandboxes.modal.image import Images
 from agent_runtime_adapters.sandboxes.modal.options import ModalOptions
+from agent_runtime_adapters.sandboxes.packages import recipe_for
 
 
 class Account:

@@ -10,46 +10,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, assert_never
 
 import modal
-from modal.exception import (
-    AuthError,
-    ImageBuildError,
-    InvalidError,
-    NotFoundError,
-    PermissionDeniedError,
-)
+import structlog
+from modal.exception import ImageBuildError, NotFoundError
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime_adapters.sandboxes.packages import recipe_for
-from agent_runtime_sandbox.image import (
-    Apt,
-    Base,
-    Files,
-    Layer,
-    Recipe,
-    Shell,
-    Step,
-    Variables,
-)
-
-__all__ = ["Images", "layered", "open_app", "recipe_for"]
+from agent_runtime_adapters.sandboxes.modal.calls import call
+from agent_runtime_sandbox.image import Apt, Base, Files, Layer, Recipe, Shell, Step, Variables
 
 LOOKUP_S: Final = 60.0
 """For the questions whether an app, or an image of a name, is there."""
 LAYER_S: Final = 1800.0
 """For the building of one layer."""
 
-NO_ACCOUNT: Final = (
-    "No Modal account is set up here, or its token is not valid: run `modal token new`, "
-    "or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET."
-)
+NOT_THERE: Final = "Modal has no environment of that name, or takes no such name."
 
 Told = Callable[[Layer, float | None], None]
 """Told a layer when it begins (None), and again with the seconds that it took."""
+
+_log = structlog.get_logger(__name__)
 
 
 def layered(wanted: Recipe) -> Iterator[tuple[Layer, modal.Image]]:
@@ -90,56 +72,51 @@ class Images:
 
     async def published(self, wanted: Recipe) -> modal.Image | None:
         """The image of that name, None where there is none. Raises `SandboxFault`."""
-        with translated():
+
+        async def looked_up() -> modal.Image | None:
             named = modal.Image.from_name(wanted.name, environment_name=self._environment)
             try:
-                async with asyncio.timeout(LOOKUP_S):
-                    return await named.build.aio(self._app)
+                return await named.build.aio(self._app)
             except NotFoundError:
                 return None
 
+        return await call(looked_up(), LOOKUP_S)
+
     async def _build(self, wanted: Recipe, told: Told | None) -> modal.Image:
+        _log.info("image_building", image=wanted.name)
         image: modal.Image | None = None
         for layer, image in layered(wanted):
             began = time.monotonic()
             if told is not None:
                 told(layer, None)
-            with translated(f"The layer '{layer.name}' of the image could not be built."):
-                async with asyncio.timeout(LAYER_S):
-                    await image.build.aio(self._app)
+            await call(self._built(layer, image), LAYER_S)
             if told is not None:
                 told(layer, time.monotonic() - began)
         assert image is not None
-        with translated():
-            async with asyncio.timeout(LOOKUP_S):
-                await image.publish.aio(wanted.name, environment_name=self._environment)
+        published = image.publish.aio(wanted.name, environment_name=self._environment)
+        await call(published, LOOKUP_S, missing=_not_had())
+        _log.info("image_published", image=wanted.name)
         return image
+
+    async def _built(self, layer: Layer, image: modal.Image) -> None:
+        try:
+            await image.build.aio(self._app)
+        except ImageBuildError as error:
+            detail = (
+                f"The layer '{layer.name}' of the image could not be built. "
+                f"Its log: modal image logs {error.image_id}"
+            )
+            raise SandboxFault(detail, code="image_failed", retryable=False) from error
 
 
 async def open_app(name: str, environment: str | None = None) -> modal.App:
     """The app of that name, made where there is none. Raises `SandboxFault` (`sandbox_unavailable`)."""
-    with translated():
-        async with asyncio.timeout(LOOKUP_S):
-            return await modal.App.lookup.aio(name, environment_name=environment, create_if_missing=True)
+    found = modal.App.lookup.aio(name, environment_name=environment, create_if_missing=True)
+    return await call(found, LOOKUP_S, missing=_not_had())
 
 
-@contextmanager
-def translated(build_failed: str = "The image could not be built.") -> Iterator[None]:
-    """What Modal says about images, as a `SandboxFault` without a word of its own."""
-    try:
-        yield
-    except ImageBuildError as error:
-        detail = f"{build_failed} Its log: modal image logs {error.image_id}"
-        raise SandboxFault(detail, code="image_failed", retryable=False) from error
-    except (AuthError, PermissionDeniedError) as error:
-        raise SandboxFault(NO_ACCOUNT, code="sandbox_unavailable", retryable=False) from error
-    except (InvalidError, NotFoundError) as error:
-        detail = "Modal does not know the app or environment of that name, or takes no such name."
-        raise SandboxFault(detail, code="sandbox_unavailable", retryable=False) from error
-    except TimeoutError as error:
-        raise SandboxFault("Modal took too long to answer.", code="sandbox_unavailable") from error
-    except (modal.Error, ConnectionError) as error:
-        raise SandboxFault("Modal does not answer.", code="sandbox_unavailable") from error
+def _not_had() -> SandboxFault:
+    return SandboxFault(NOT_THERE, code="sandbox_unavailable", retryable=False)
 
 
 def _on_top(below: modal.Image | None, step: Step) -> modal.Image:
