@@ -134,6 +134,9 @@ def _members(record: Record) -> Iterator[ProcessMark]:
     found |= {pid for pid in family if pid is not None}
     if record.uid is not None:
         found |= processes.owned_by(record.uid)
+    if keeper is None:  # somebody killed it: what it cannot end any more is known by its environment
+        sign = f"{record.sandbox_id}/home".encode()
+        found |= {pid for pid in parents if any(sign in line for line in processes.environment(pid))}
     for pid in found - {keeper}:
         mark = ProcessMark.of(pid)
         if mark is not None and mark.running():

@@ -45,7 +45,13 @@ from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_to
 from agent_runtime_sandbox import frames
 
 PROVIDER: Final = "local"
-IMPORT_THE_FRAMES: Final = ("-c", "import agent_runtime_sandbox.frames")
+REACH_THE_GATEWAY: Final = """
+import contextlib, os, socket
+from agent_runtime_sandbox import frames
+with contextlib.suppress(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as door:
+    door.connect(os.environ[frames.GATEWAY_ENV])
+"""
+"""Run in place of a runner: fails where the runner's package or the gateway's socket is out of reach."""
 
 
 class LocalSandboxes:
@@ -130,7 +136,9 @@ class LocalSandboxes:
             return (NOT_SHUT,)
         return ()
 
-    async def _attempt(self, tier: Tier, bounds: Bounds, runner: tuple[str, ...] = IMPORT_THE_FRAMES) -> None:
+    async def _attempt(
+        self, tier: Tier, bounds: Bounds, runner: tuple[str, ...] = ("-c", REACH_THE_GATEWAY)
+    ) -> None:
         """Make a sandbox that does its work and ends. Raises `SandboxFault`."""
         manner = self._manner(tier, bounds, runner, script=RUN_THEN_SAY_READY)
         with probe_spec() as spec:

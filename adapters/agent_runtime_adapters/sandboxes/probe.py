@@ -93,4 +93,6 @@ def probe_spec() -> Iterator[SandboxSpec]:
     ):
         path = Path(folder) / "gateway.sock"
         listener.bind(str(path))
+        Path(folder).chmod(0o711)  # a sandbox's own user must get at it, as at a gateway's
+        path.chmod(0o666)
         yield SandboxSpec(session_id="probe", runtime_id="probe", gateway_socket=path, orphan_timeout_s=60.0)

@@ -89,6 +89,19 @@ print(json.dumps([fill("/tmp"), fill("/dev/shm")]))
 
 @needs_local_sandboxes
 @needs_groups
+async def test_nothing_of_its_groups_can_be_seen_or_written_inside() -> None:
+    look = """
+groups = [line.split(":", 2)[2] for line in open("/proc/self/cgroup").read().splitlines()]
+there = [path for path in ("/sys", "/sys/fs/cgroup") if os.path.exists(path)]
+print(json.dumps([sorted(set(groups)), there]))
+"""
+    with place() as root:
+        async with inside(root) as agent:
+            assert await agent.run(look) == [["/"], []]
+
+
+@needs_local_sandboxes
+@needs_groups
 async def test_a_sandbox_that_dies_of_its_memory_says_so_to_whoever_finds_it() -> None:
     glutton = f"import socket; socket.socket(fileno=3).accept()\n{ONE_AFTER_THE_OTHER}"
     needs = SandboxNeeds(resources=Resources(memory_bytes=MEMORY))

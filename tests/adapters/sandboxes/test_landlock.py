@@ -245,6 +245,23 @@ print(json.dumps([p for p in os.listdir("/proc") if p.isdigit() and p != str(os.
 
 
 @AS_EITHER
+async def test_what_a_killed_keeper_leaves_is_ended_by_whoever_looks(is_root: bool) -> None:
+    program = IN_A_SANDBOX.replace(
+        "assert await sandbox.alive()",
+        "keeper = sandbox._record.keeper; keeper.kill(); await keeper.gone(); "
+        "assert await LocalSandboxes(root).list(spec.runtime_id) == ()",
+    ).replace(
+        "CODE",
+        repr("""
+daemon = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], stdout=-3, stderr=-3)
+print(json.dumps([str(daemon.pid)]))
+"""),
+    )
+    (left,) = await as_ordinary_user(program + "asyncio.run(main())\n", is_root=is_root)
+    assert b"time.sleep(300)" not in _command_line(left)
+
+
+@AS_EITHER
 async def test_the_contract_of_providers_is_kept(is_root: bool) -> None:
     python = await asyncio.to_thread(interpreter_for_everybody)
     suite = Path(__file__).with_name("test_sandbox_contract.py")
