@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import pytest
 
 from agent_runtime.testing.scenarios import bash
 from agent_runtime.testing.script import Say, Script
-from agent_runtime_modal_local import LocalModal
+from agent_runtime_modal_local import Do, Fault, LocalModal
 from tests.adapters.sandboxes.modal_world import needs_users
-from tests.stories.process import COMMAND, House, house
+from tests.stories.process import COMMAND, House, house, until
 from tests.stories.test_main_job import assert_orderly
 from tests.stories.viewer import get, new_session, viewing
 
@@ -117,6 +118,38 @@ async def test_a_sandbox_that_modal_loses_fails_the_turn_and_the_next_has_the_fi
         assert other["sandboxId"] != lost["sandboxId"]
         async with life.http.get(f"/api/sessions/{session_id}/files/count") as file:
             assert (await file.text()).split() == ["ran", "ran"]
+
+
+@pytest.mark.parametrize("rpc", ["SandboxCreate*", "TaskExecStart", "TaskExecStdinWrite"])
+async def test_a_runtime_that_is_killed_while_it_wakes_a_session_leaves_what_lives_and_no_more(
+    tmp_path: Path, rpc: str
+) -> None:
+    """At whatever step: the next one takes up the session, and its reaper ends what belongs to nobody."""
+    async with on_modal(tmp_path, reapIntervalS=1) as (local, it):
+        async with it.life() as life:
+            session_id = await new_session(life)
+            await local.set_fault(Fault(rpc, do=Do.SLOW, delay_s=1.5))
+            async with viewing(life, session_id) as viewer:
+                await viewer.send(session_id, "[[script:work]]", "first")
+                before = await local.calls()
+                await until(lambda: _called(local, rpc, before))
+                await life.end(signal.SIGKILL)
+        await local.clear_faults()
+        async with it.life() as life:
+            assert (await ended(life, session_id))["status"] == "completed"
+            await until(lambda: _exactly(local, session_id))
+            async with life.http.get(f"/api/sessions/{session_id}/files/count") as file:
+                assert (await file.text()).split() == ["ran"]
+
+
+async def _called(local: LocalModal, rpc: str, before: dict[str, int]) -> bool:
+    now = await local.calls()
+    return any(fnmatch(name, rpc) and count > before.get(name, 0) for name, count in now.items())
+
+
+async def _exactly(local: LocalModal, session_id: str) -> bool:
+    """One sandbox lives, the session's."""
+    return [sandbox["tags"]["session"] for sandbox in await living(local)] == [session_id]
 
 
 async def test_ctrl_c_leaves_nothing_in_the_account_and_nothing_is_reached_from_inside(
