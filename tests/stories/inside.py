@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -140,8 +141,7 @@ class Inside:
         """The address that shows a port, whole."""
         status, answer, _ = await self.world.call("POST", f"/api/sessions/{self.session_id}/ports/{port}")
         assert status == 201, answer
-        url: str = answer["url"]
-        return url if url.startswith("http") else self.world.url + url
+        return urljoin(self.world.url, answer["url"])
 
     async def wake(self) -> None:
         """Have a sandbox, by opening a terminal and closing it."""
@@ -163,6 +163,7 @@ async def inside(
     kind: str = "unsafe-subprocess",
     files: Mapping[str, str] | None = None,
     profile: str = "default",
+    prefix: str = "",
     **options: Any,
 ) -> AsyncIterator[Inside]:
     """A server with a session of Anna's, these files in its workspace. No process may be left of it."""
@@ -170,8 +171,12 @@ async def inside(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-runtime-inside-")))
         gateway = SocketGateway(folder / "gateway")
         provider = await stack.enter_async_context(provider_of(kind, folder / "sandboxes"))
-        w = await stack.enter_async_context(world(sandboxes=provider, gateway=gateway, **options))
-        viewer = await stack.enter_async_context(w.viewer(ANNA))
+        w = await stack.enter_async_context(
+            world(sandboxes=provider, gateway=gateway, prefix=prefix or None, **options)
+        )
+        path = f"{prefix}/socket.io".lstrip("/")
+        viewer = await stack.enter_async_context(w.viewer(ANNA, socketio_path=path))
+        w.url += prefix
         given = [{"path": path, "content": text} for path, text in (files or {}).items()]
         session = await w.session(workspaceFiles=given, agentProfileRef=profile)
         place = Inside(w, viewer, session, folder / "sandboxes")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import aiohttp
 import pytest
@@ -338,6 +339,64 @@ async def test_pages_of_their_own_origin_may_use_all_paths_and_keep_their_cookie
         for origin in (f"http://{host}", "null"):
             status, answer, _ = await place.world.call("GET", "/api/sessions", headers={"Origin": origin})
             assert (status, answer["code"]) == (401, "foreign_origin")
+
+
+@everywhere
+async def test_the_sessions_stop_ends_what_is_open(kind: str) -> None:
+    async with (
+        showing(kind) as (place, url),
+        aiohttp.ClientSession() as http,
+        http.ws_connect(url + "/ws") as socket,
+        http.get(url + "/stream") as stream,
+    ):
+        assert await stream.content.readany() == b"one\n"
+        await socket.receive_str()
+        await place.world.call("POST", f"/api/sessions/{place.session_id}/stop")
+        assert (await socket.receive()).type in {aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR}
+        with pytest.raises(aiohttp.ClientError):
+            await stream.content.read()
+
+
+async def test_below_a_hosts_prefix_it_is_the_same() -> None:
+    async with showing(prefix="/agents") as (place, url):
+        assert "/agents/preview/" in url
+        path = "/" + url.split("/", 3)[3]
+        assert (await got(url + "/"))[:2] == (200, shown_server.PAGE)
+        _, _, headers = await got(f"{url}/redirect?{b'/a'.hex()}")
+        assert headers["Location"] == f"{path}/a"
+        assert (await got(urljoin(url, "/host")))[1] == b"the host's own page"
+    async with showing(prefix="/agents", preview_origin="http://*.preview.localhost") as (place, url):
+        host = url.removeprefix("http://")
+        for path in ("/", "/agents/api/sessions", "/host"):
+            address = urljoin(place.world.url, path)
+            assert (await got(address, headers={"Host": host}))[:2] == (200, shown_server.PAGE)
+
+
+async def test_no_request_whatsoever_is_an_internal_error() -> None:
+    async with showing() as (place, url):
+        host, port = place.world.url.removeprefix("http://").split(":")
+        path = "/" + url.split("/", 3)[3]
+        for target in (
+            *(f"{path}/", f"{path}", f"{path}?", f"{path}//", f"{path}/%00", f"{path}/\xff", f"{path}/a b"),
+            *(f"{path}/../../api", f"{path}/%zz", f"{path}/#x", f"http://x{path}/", "/preview/", "/preview"),
+            *("/preview//", "/preview/%2e%2e/", f"/preview/{'a' * 26}", f"/preview/{'a' * 9000}", "*"),
+        ):
+            for head in (
+                b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+                b"GET %s HTTP/1.0\r\n\r\n",
+                b"get %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+                b"CONNECT %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+                b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi",
+                b"GET %s HTTP/1.1\r\nHost: x\r\nX-\xff: \xfe\r\nConnection: close\r\n\r\n",
+                b"GET %s HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade, close\r\n\r\n",
+                b"GET %s HTTP/1.1\r\nHost: x\r\nOrigin: \xff\r\nConnection: close\r\n\r\n",
+                b"GET %s HTTP/1.1\r\nHost: [::\r\nConnection: close\r\n\r\n",
+            ):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(head.replace(b"%s", target.encode("latin-1")))
+                answer = await reader.read(2**16)
+                writer.transport.abort()
+                assert not answer.startswith((b"HTTP/1.1 500", b"HTTP/1.0 500")), (target, head, answer)
 
 
 async def test_addresses_are_in_no_log(capsys: pytest.CaptureFixture[str]) -> None:
