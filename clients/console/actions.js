@@ -42,6 +42,12 @@ export class SessionActions {
     await this.api.stopSandbox(this.sessionId);
   }
 
+  /** Show a port of the sandbox in a tab of its own, which learns nothing of this one. */
+  async openPort(port) {
+    const { url } = await this.api.openPort(this.sessionId, port);
+    window.open(new URL(url, location.href), "_blank", "noopener,noreferrer");
+  }
+
   async remove() {
     await this.api.deleteSession(this.sessionId);
     this.leave();

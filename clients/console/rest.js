@@ -39,6 +39,11 @@ export class Api {
     return this.call("POST", `${sessionPath(sessionId)}/stop`);
   }
 
+  /** Where what listens at a port of the sandbox is shown: `{url, expiresAt}`. */
+  openPort(sessionId, port) {
+    return this.json("POST", `${sessionPath(sessionId)}/ports/${port}`);
+  }
+
   /** A page of blocks; `before` is a block's id. */
   blocks(sessionId, { before, conversationId = "main", limit = 50 }) {
     const query = new URLSearchParams({ limit, conversationId, ...(before && { before }) });

@@ -22,8 +22,10 @@ async def told(place: Inside) -> tuple[dict[str, Any], dict[str, Any]]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "Chromium is not installed: run `make test`, which sees to it"
     os.environ["CHROMIUM"] = chromium
-    address = await place.shown(await place.serve(SERVER.name))
-    done = await story("preview_story.mjs", place.world.url, ANNA, place.session_id, address, within=50)
+    port = await place.serve(SERVER.name)
+    given = (place.world.url, ANNA, place.session_id, await place.shown(port), str(port))
+    done = await story("preview_story.mjs", *given, within=50)
+    assert done["opened"] == "hello from inside", "a person finds it in the console"
     return done["attempts"], done["inTheConsolesTab"]
 
 

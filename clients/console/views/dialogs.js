@@ -21,6 +21,22 @@ export async function renameDialog(name) {
   return answer === "do" ? input.value.trim() : null;
 }
 
+/** Ask for a port of the sandbox; resolves to its number, or to null. */
+export async function portDialog() {
+  const input = el("input", {
+    type: "number",
+    min: "1",
+    max: "65535",
+    required: true,
+    placeholder: "8000",
+    "aria-label": "Port",
+    autofocus: true,
+  });
+  const text = "What listens there inside the sandbox is shown in a new tab, for an hour.";
+  const answer = await ask("Open a port", [el("p", { text }), input], { action: "Open" });
+  return answer === "do" ? Number(input.value) : null;
+}
+
 function ask(title, content, { action, isDanger = false }) {
   const cancel = el("button", { class: "button", type: "button", text: "Cancel", autofocus: isDanger });
   const go = el("button", { class: isDanger ? "primary danger" : "primary", type: "submit", text: action });

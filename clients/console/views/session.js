@@ -6,7 +6,7 @@ import { Composer } from "./composer.js";
 import { ConversationView } from "./conversation.js";
 import { button, el, setText, show } from "./dom.js";
 import { FilesPanel } from "./files.js";
-import { confirmDialog, renameDialog } from "./dialogs.js";
+import { confirmDialog, portDialog, renameDialog } from "./dialogs.js";
 import { PHASES, count, money, sessionTitle, tokens } from "./words.js";
 
 const NEAR_BOTTOM_PX = 80;
@@ -101,8 +101,11 @@ export class SessionView {
     this.filesButton = button("plain", "Files", () => this.showFiles(this.files.element.hidden));
     const stopHint = "Ends the sandbox and keeps the session";
     this.stopButton = button("plain", "Stop sandbox", () => this.act(this.actions.stop()), stopHint);
+    const portHint = "Shows what a server in the sandbox serves";
+    this.portButton = button("plain", "Open port", () => this.openPort(), portHint);
     const remove = button("plain danger", "Delete", () => this.remove());
-    this.buttons = el("div", { class: "actions" }, this.filesButton, this.stopButton, remove);
+    const buttons = [this.filesButton, this.portButton, this.stopButton, remove];
+    this.buttons = el("div", { class: "actions" }, ...buttons);
     const menu = button("plain menu", "Sessions", () => this.actions.showMenu());
     const name = el("div", { class: "session-name" }, el("h1", {}, this.title), this.status);
     return el("header", { class: "session-head" }, menu, name, this.buttons);
@@ -137,6 +140,7 @@ export class SessionView {
     setText(this.title, session ? sessionTitle(session) : " ");
     const sandbox = session?.runtime.sandbox;
     this.stopButton.disabled = !this.isConnected || !sandbox || session.runtime.phase === "stopping";
+    this.portButton.disabled = this.stopButton.disabled;
     if (session) this.showStatus(session.runtime, state.totals);
     this.composer.update({ state, isConnected: this.isConnected });
   }
@@ -200,6 +204,11 @@ export class SessionView {
     if (!this.state) return;
     const name = await renameDialog(this.state.session.name ?? "");
     if (name != null) await this.act(this.actions.rename(name));
+  }
+
+  async openPort() {
+    const port = await portDialog();
+    if (port != null) await this.act(this.actions.openPort(port));
   }
 
   async remove() {
