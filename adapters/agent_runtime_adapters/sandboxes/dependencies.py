@@ -31,9 +31,13 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a sandbox has besides for a profile's packages: mounts, folders of programs, variables."""
+    """What a sandbox has besides for a profile's packages: mounts, folders of programs, variables.
+
+    `folders`: what it has to be able to read on this machine, mounted or not.
+    """
 
     mounts: tuple[Mount, ...] = ()
+    folders: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
 
@@ -93,7 +97,8 @@ class DependencyStore:
             if node.mounts:
                 path.append(node.folder if self._mounted else node.folder_here)
             env["NODE_PATH"] = f"{seen_at}/node_modules"
-        return Tools(tuple(mounts) if self._mounted else (), tuple(path), env)
+        folders = tuple(mount.source for mount in mounts)
+        return Tools(tuple(mounts) if self._mounted else (), folders, tuple(path), env)
 
     async def close(self) -> None:
         """Stop installing; nothing half is left. Idempotent."""
@@ -113,7 +118,7 @@ class DependencyStore:
     def _python(self, packages: Packages, toolchain: Toolchain) -> tuple[str, str]:
         """The folder's name and where it is seen. Wheels are for one interpreter, scripts name it."""
         interpreter = (sys.version, sysconfig.get_platform(), toolchain.python, sorted(toolchain.env.items()))
-        digest = digest_of(packages.pip, interpreter, self._mounted)
+        digest = digest_of(packages.pip, interpreter, "" if self._mounted else str(self._root))
         return self._place("python", digest, PYTHON_PACKAGES)
 
     def _node(self, packages: Packages) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from agent_runtime_adapters.sandboxes import bubblewrap, cgroups, landlock, processes, seccomp
 from agent_runtime_adapters.sandboxes.bounds import Bounds
+from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.descriptors import hold
 from agent_runtime_adapters.sandboxes.keeper import Job, until_gone
 from agent_runtime_adapters.sandboxes.launching import (
@@ -29,7 +30,13 @@ from agent_runtime_adapters.sandboxes.launching import (
 )
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
 from agent_runtime_adapters.sandboxes.registry import Record
-from agent_runtime_adapters.sandboxes.toolchain import INSIDE, Mount, find_toolchain, runner_folder
+from agent_runtime_adapters.sandboxes.toolchain import (
+    INSIDE,
+    Mount,
+    find_toolchain,
+    runner_folder,
+    toolchain_here,
+)
 from agent_runtime_sandbox import frames
 
 RULES_PLACE: Final = FIRST_FREE_PLACE
@@ -43,10 +50,10 @@ _DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/u
 
 @dataclass(frozen=True)
 class Landlocked:
-    """A `keeper.Manner`. `dependencies` is the folder of profiles' packages."""
+    """A `keeper.Manner`."""
 
     runner: tuple[str, ...]
-    dependencies: Path
+    dependencies: DependencyStore
     script: str
     name: str
     isolation: str
@@ -82,16 +89,20 @@ class Landlocked:
         mounts = [*toolchain.mounts, Mount(str(library), str(INSIDE / "lib"))]
         python = _here(toolchain.python, mounts)
         command = interpreter(python, self.runner, job.spec, *self.bounds.watched_disk(job.resources))
+        tools = self.dependencies.tools(job.spec.needs.dependencies, toolchain_here())
         packages = [mount.source for mount in mounts]
         return {
             "python": python,
             "argv": ["/bin/sh", "-c", self.script, "sh", *command],
-            "env": _environment(toolchain.env, mounts, job, home=home, workspace=workspace),
+            "env": {
+                **_environment(toolchain.env, mounts, job, home=home, workspace=workspace),
+                **tools.environment("/usr/local/bin:/usr/bin:/bin"),
+            },
             "cwd": str(workspace),
             "make": str(home / "tmp"),
             "read": [
                 *(*bubblewrap.SYSTEM_FOLDERS, *bubblewrap.SYSTEM_FILES, *_ALSO_READ),
-                *(*packages, str(self.dependencies), str(runner_folder())),
+                *(*packages, *tools.folders, str(runner_folder())),
             ],
             "own": [str(workspace), str(home)],
             "devices": _DEVICES,
@@ -147,7 +158,6 @@ def _environment(
     toolchain: Mapping[str, str], mounts: list[Mount], job: Job, *, home: Path, workspace: Path
 ) -> dict[str, str]:
     return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": str(home),
         "TMPDIR": str(home / "tmp"),
         "USER": "agent",

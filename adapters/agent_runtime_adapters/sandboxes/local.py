@@ -41,7 +41,7 @@ from agent_runtime_adapters.sandboxes.launching import (
 from agent_runtime_adapters.sandboxes.probe import probe_spec
 from agent_runtime_adapters.sandboxes.registry import Record
 from agent_runtime_adapters.sandboxes.tiers import WITHOUT_NAMESPACES, Found, Tier, find_best
-from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_toolchain
+from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_toolchain, toolchain_here
 from agent_runtime_sandbox import frames
 
 PROVIDER: Final = "local"
@@ -73,6 +73,7 @@ class LocalSandboxes:
         self._capabilities: Capabilities | None = None
         self._probing = asyncio.Lock()
         self._dependencies = DependencyStore(root / "dependencies", mounted=True)
+        self._dependencies_here = DependencyStore(root / "dependencies", mounted=False)
         self._agents = AgentCopies(root / ".agents")
         self._keeper = Keeper(root, _Bubblewrap(runner, self._dependencies, self._agents))
 
@@ -97,9 +98,11 @@ class LocalSandboxes:
         found = await self.probe()
         if not found.available:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
-        if found.isolation not in WITHOUT_NAMESPACES:
+        if found.isolation in WITHOUT_NAMESPACES:
+            await self._dependencies_here.prepare(spec.needs.dependencies, toolchain_here())
+        else:
             await self._agents.make()
-        await self._dependencies.prepare(spec.needs.dependencies, find_toolchain())
+            await self._dependencies.prepare(spec.needs.dependencies, find_toolchain())
         return await self._keeper.create(spec)
 
     async def attach(
@@ -122,6 +125,7 @@ class LocalSandboxes:
     async def close(self) -> None:
         """Sandboxes are init's children and go on; packages are installed no further."""
         await self._dependencies.close()
+        await self._dependencies_here.close()
 
     async def _is_open(self, found: Found) -> tuple[str, ...]:
         """Why the agent is not shut to its tools, where it is not and nothing has been said of it."""
@@ -149,7 +153,7 @@ class LocalSandboxes:
         self, tier: Tier, bounds: Bounds, runner: tuple[str, ...], *, script: str = SAY_READY_THEN_RUN
     ) -> Manner:
         if tier in WITHOUT_NAMESPACES:
-            return Landlocked(runner, self._root / "dependencies", script, PROVIDER, tier.value, bounds)
+            return Landlocked(runner, self._dependencies_here, script, PROVIDER, tier.value, bounds)
         return _Bubblewrap(
             runner, self._dependencies, self._agents, script=script, isolation=tier.value, bounds=bounds
         )

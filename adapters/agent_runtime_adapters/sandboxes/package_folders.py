@@ -134,7 +134,7 @@ class PackageFolders:
     @asynccontextmanager
     async def locked(self, key: str) -> AsyncIterator[int]:
         """Hold a folder while the block runs, which is given the lock's descriptor. Raises `OSError`."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)  # to be passed through, not listed
         lock = None
         while lock is None:
             try:

@@ -1,7 +1,6 @@
 """A profile's packages on this machine: installed once, seen inside, and nothing of them run outside."""
 
 import asyncio
-import json
 import os
 import shutil
 import sys
@@ -21,8 +20,14 @@ from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.toolchain import find_node, toolchain_here
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
-from tests.adapters.sandboxes.machine import OBEDIENT, Inside, needs_local_sandboxes, needs_root, place
-from tests.adapters.sandboxes.ordinary_user import run_as_ordinary_user
+from tests.adapters.sandboxes.machine import (
+    OBEDIENT,
+    Inside,
+    as_ordinary_user,
+    needs_local_sandboxes,
+    needs_root,
+    place,
+)
 from tests.adapters.sandboxes.registries import NpmRegistry, make_wheel, npm_registry, use_wheels_of
 
 TOOLS = Dependencies(pip=("tinypy",), npm=("tinyjs",))
@@ -344,26 +349,35 @@ async def test_an_installer_gets_no_secret_of_the_runtime(
     assert "NODE_OPTIONS" not in told.read_text()
 
 
-ORDINARY = """
-import asyncio, json, os, shutil, tempfile, time
+ELSEWHERE = """
+import asyncio, json, os, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 from agent_runtime.needs import Dependencies, SandboxNeeds
 from agent_runtime.testing.sandbox_contract import gateway
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.package_folders import KEPT_FOR_S, PackageFolders
-from tests.adapters.sandboxes.machine import OBEDIENT, Inside
+from agent_runtime_adapters.sandboxes.tiers import Tier
+from tests.adapters.sandboxes.machine import OBEDIENT, Inside, place
 SAID = "lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()"
-LOOK = f"said = {SAID}; print(json.dumps([said('tinypy-greet'), said('tinyjs-greet')]))"
+LOOK = f'''
+said = {SAID}
+import glob
+open_to_all = [path for path in glob.glob(others + "/*") if os.access(path, os.R_OK)]
+print(json.dumps([said("tinypy-greet"), said("python3", "-c", "import tinypy; tinypy.greet()"),
+    said("tinyjs-greet"), open_to_all]))
+'''
 async def main():
-    with tempfile.TemporaryDirectory() as folder, gateway() as spec:
-        root = Path(folder) / "root"
-        provider = LocalSandboxes(root, runner=("-c", OBEDIENT))
+    with place() as root, gateway() as spec:
+        provider = LocalSandboxes(root, runner=("-c", OBEDIENT), tiers=TIERS)
+        others = root / "dependencies" / "python-of-others"
+        others.mkdir(parents=True)
+        (others / "file").write_text("x")
         needs = SandboxNeeds(dependencies=Dependencies(pip=("tinypy",), npm=("tinyjs",)))
         sandbox = await provider.create(replace(spec, needs=needs))
         try:
-            said = await Inside(sandbox, root).run(LOOK)
-            kept = [path for path in (root / "dependencies").iterdir() if path.is_dir()]
+            said = await Inside(sandbox, root).run(LOOK, others=str(others))
+            kept = [path for path in (root / "dependencies").iterdir() if path.is_dir() and path != others]
             for path in kept:
                 os.utime(path, times=(time.time() - 2 * KEPT_FOR_S,) * 2)
             PackageFolders(root / "dependencies").sweep()
@@ -372,24 +386,37 @@ async def main():
             await sandbox.stop()
             await provider.close()
     print(told)
+os.environ.update(SETTINGS)
 asyncio.run(main())
 """
 
 
 @needs_root
-@needs_local_sandboxes
-async def test_an_ordinary_users_sandboxes_have_them_too_and_keep_what_they_see(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("tiers", "is_root"),
+    [
+        ("(Tier.BUBBLEWRAP,)", False),
+        ("(Tier.LANDLOCK_CGROUP, Tier.LANDLOCK)", True),
+        ("(Tier.LANDLOCK,)", False),
+    ],
+)
+async def test_other_users_and_sandboxes_without_namespaces_have_them_too(
+    monkeypatch: pytest.MonkeyPatch, tiers: str, is_root: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, npm_registry(monkeypatch) as npm:
         Path(folder).chmod(0o755)  # noqa: ASYNC240
         make_wheel(Path(folder) / "wheels", "tinypy", "1.0")
         npm.add("tinyjs", "1.0.0")
-        told = await run_as_ordinary_user(
-            ORDINARY,
-            {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{folder}/wheels", "npm_config_registry": npm.url},
-        )
-    assert json.loads(told.splitlines()[-1]) == [["hello from python", "hello from node"], 2, True]
+        settings = {
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": f"{folder}/wheels",
+            "npm_config_registry": npm.url,
+        }
+        program = ELSEWHERE.replace("TIERS", tiers).replace("SETTINGS", repr(settings))
+        said, installed, kept = await as_ordinary_user(program, is_root=is_root)
+    assert said == ["hello from python"] * 2 + ["hello from node", []]
+    assert installed == 2
+    assert kept or tiers == "(Tier.LANDLOCK,)"  # there nobody can see what the sandbox sees
 
 
 @needs_local_sandboxes

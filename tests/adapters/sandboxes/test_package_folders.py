@@ -44,7 +44,7 @@ async def test_a_folder_is_made_once_and_then_taken() -> None:
         assert await PackageFolders(root).have("python-1", fill) is not None
         assert await PackageFolders(root).have("python-1", fill) is None
         assert (root / "python-1" / "package").read_text() == "whole"
-        assert root.stat().st_mode & 0o777 == 0o700
+        assert root.stat().st_mode & 0o777 == 0o711
 
 
 async def test_while_one_makes_it_another_waits_and_sees_it_whole() -> None:
