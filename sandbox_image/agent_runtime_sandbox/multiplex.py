@@ -16,11 +16,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from enum import IntEnum
 from typing import Final
 
-WINDOW_BYTES: Final = 1024 * 1024
+WINDOW_BYTES: Final = 512 * 1024
 """How much of one stream may be on its way or wait for its reader, each way."""
 PIECE_BYTES: Final = 128 * 1024
 """The most that one frame carries."""
-MAX_STREAMS: Final = 512
+MAX_STREAMS: Final = 128
+"""Of each end's making at a time: neither can take the other's places."""
 BATCH_BYTES: Final = 1024 * 1024
 """About how much is written at once."""
 
@@ -203,7 +204,7 @@ class Multiplex:
 
     def open(self, purpose: Purpose) -> Stream:
         """Begin a stream. Raises `Broken` where there are too many, or the trunk is broken."""
-        if self.broken or len(self._streams) >= MAX_STREAMS:
+        if self.broken or self._count(self._next) >= MAX_STREAMS:
             raise Broken
         stream = Stream(self._next, purpose, self)
         self._next += 2
@@ -280,10 +281,14 @@ class Multiplex:
             raise Broken
         stream = Stream(number, purpose, self)
         self._streams[number] = stream
-        if len(self._streams) > MAX_STREAMS:
+        if self._count(number) > MAX_STREAMS:
             stream.reset()
         else:
             self._accept(stream)
+
+    def _count(self, number: int) -> int:
+        """How many streams are open that were made by the end which made this one."""
+        return sum(1 for other in self._streams if other % 2 == number % 2)
 
     def _frames(self, data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         """The whole frames so far; less than one frame is kept for the next time."""

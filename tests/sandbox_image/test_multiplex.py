@@ -42,7 +42,12 @@ class Two:
 @asynccontextmanager
 async def joined() -> AsyncIterator[Two]:
     accepted: list[Stream] = []
-    two = Two(Multiplex(outside=True), Multiplex(outside=False, accept=accepted.append), accepted)
+    ignored: list[Stream] = []
+    two = Two(
+        Multiplex(outside=True, accept=ignored.append),
+        Multiplex(outside=False, accept=accepted.append),
+        accepted,
+    )
 
     def into(other: Multiplex):
         async def write(data: bytes) -> None:
@@ -71,7 +76,7 @@ async def read_to_end(stream: Stream) -> bytes:
 async def test_bytes_arrive_whole_and_in_order_both_ways() -> None:
     async with joined() as two:
         here, there = await two.pair()
-        long = bytes(range(256)) * 16 * 1024  # four windows
+        long = bytes(range(256)) * 16 * 1024  # eight windows
         async with asyncio.TaskGroup() as both:
             arrived = both.create_task(read_to_end(there))
             answered = both.create_task(read_to_end(here))
@@ -124,6 +129,18 @@ async def test_there_is_an_end_to_how_many_are_open() -> None:
         end.open(Purpose.RUNNER)
     with pytest.raises(Broken):
         end.open(Purpose.RUNNER)
+
+
+async def test_neither_end_can_take_the_others_places() -> None:
+    """However many requests an agent leaves open, the runtime reaches the runner."""
+    async with joined() as two:
+        for _ in range(MAX_STREAMS):
+            two.inner.open(Purpose.GATEWAY)
+        with pytest.raises(Broken):
+            two.inner.open(Purpose.GATEWAY)
+        here, there = await two.pair()
+        await here.send(b"still here")
+        assert await there.receive() == b"still here"
 
 
 def frame(kind: int, number: int, value: int, data: bytes = b"") -> bytes:

@@ -11,7 +11,7 @@ from agent_runtime.ports import Channel, Sandbox
 from agent_runtime.testing.runner_talk import one_of
 from agent_runtime_adapters.sandboxes.modal.options import ModalOptions
 from agent_runtime_sandbox import frames
-from agent_runtime_sandbox.image import USER
+from agent_runtime_sandbox.image import USER, recipe
 from tests.adapters.sandboxes.modal_world import QUICK, modal_world, needs_users
 
 pytestmark = needs_users
@@ -48,6 +48,15 @@ async def test_a_profiles_needs_reach_modal_and_a_life_is_the_shorter_of_both() 
     assert told["tags"]["session"] == "session-1"
     assert told["tags"]["agent-runtime"] == "runtime-1"
     assert told["tags"]["lane"] == "lane-1"
+
+
+async def test_a_published_image_is_taken_by_its_name() -> None:
+    async with modal_world() as it, one_of(it.provider()):
+        (built,) = await it.living()
+        named = it.provider(QUICK.model_copy(update={"image": recipe().name}))
+        async with one_of(named):
+            images = {told["asked"]["imageId"] for told in await it.living()}
+        assert images == {built["asked"]["imageId"]}
 
 
 async def test_apps_are_apart() -> None:

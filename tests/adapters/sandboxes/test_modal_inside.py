@@ -178,3 +178,23 @@ async def answering() -> AsyncIterator[tuple[SandboxSpec, dict[str, int]]]:
             yield SandboxSpec("session-1", RUNTIME_ID, path, orphan_timeout_s=300.0), asked
         finally:
             await runner.cleanup()
+
+
+async def test_requests_that_an_agent_leaves_open_lock_nobody_out() -> None:
+    """Hundreds of connections to the gateway, none of them read: the runner is reached all the same."""
+    flood = (
+        "import socket, time\n"
+        "held = []\n"
+        "for _ in range(400):\n"
+        "    s = socket.socket(socket.AF_UNIX); s.setblocking(False)\n"
+        f"    try: s.connect('{GATEWAY}'); s.send(b'x' * 100_000)\n"
+        "    except OSError: pass\n"
+        "    held.append(s)\n"
+        "print('held', flush=True); time.sleep(600)\n"
+    )
+    async with modal_world() as it, one_of(it.provider()) as sandbox:
+        held = f"python3 -c {shlex.quote(flood)} > /tmp/said 2>&1 & for i in $(seq 100); do "
+        held += "grep -qs held /tmp/said && break; sleep 0.1; done; cat /tmp/said"
+        assert "held" in await as_agent(it, sandbox, held)
+        for _ in range(3):
+            assert (await greeted(sandbox))["k"] == "hello"
