@@ -323,19 +323,11 @@ class Holder:
             return  # a sandbox that we have left
         if isinstance(heard, AgentGone):
             attached = self.attached
-            if heard.killed:
-                heard = AgentGone(await self._what_killed(link) or heard.error)
+            if heard.killed and (mishap := await link.mishap()) is not None:
+                heard = AgentGone(turn_error(mishap))
             self._note_mishap(heard.error)
             attached.lost = heard.error
         await self._take(heard)
-
-    @staticmethod
-    async def _what_killed(link: RunnerLink) -> TurnError | None:
-        try:
-            mishap = await link.sandbox.mishap()
-        except SandboxFault:
-            return None
-        return None if mishap is None else turn_error(mishap)
 
     def _note_mishap(self, error: TurnError) -> None:
         if error.code in _MISHAPS:

@@ -66,6 +66,7 @@ class RunnerLink:
         self._connected = asyncio.Event()
         self._connected.set()
         self._closed = False
+        self._mishap: SandboxFault | None = None
         self._given_up: SandboxFault | None = None
         self._idle_reconnects = 0
         self._waiting_since: float | None = None
@@ -296,15 +297,14 @@ class RunnerLink:
                 if await self._goes_on():
                     return
         self._end()
-        raise self._given_up or await self._obituary()
+        gone = SandboxFault("The sandbox is gone.", code="sandbox_lost")
+        raise self._given_up or await self.mishap() or gone
 
-    async def _obituary(self) -> SandboxFault:
-        """Why it is gone, where its provider knows."""
-        try:
-            known = await self.sandbox.mishap()
-        except SandboxFault:
-            known = None
-        return known or SandboxFault("The sandbox is gone.", code="sandbox_lost")
+    async def mishap(self) -> SandboxFault | None:
+        """What ended the sandbox or its agent, where the provider knows; the same to all who ask."""
+        with suppress(SandboxFault):
+            self._mishap = await self.sandbox.mishap() or self._mishap
+        return self._mishap
 
     async def _goes_on(self) -> bool:
         """Open the way for commands, unless we were closed while we connected."""

@@ -219,7 +219,12 @@ async def _start_agent(
     await say("Starting the agent")
     options = recorder.record.session_options
     start = around.agent.start(profile, options, agent_session_id=resumed, gateway_token=endpoint.token)
-    await link.command("start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s)
+    try:
+        await link.command(
+            "start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s
+        )
+    except SandboxFault as fault:
+        raise await link.mishap() or fault from None
     return options
 
 

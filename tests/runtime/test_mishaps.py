@@ -3,10 +3,12 @@
 import pytest
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import Turn, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage, echo
-from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
+from agent_runtime.testing.scripted_sandbox import ScriptedSandbox, ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from agent_runtime_sandbox.frames import Frame
 from tests.runtime.scripts import Curtain, never_rests
 from tests.runtime.world import World, killed, runtime, world
 from tests.waiting import eventually
@@ -52,6 +54,29 @@ async def test_an_agent_that_was_killed_for_its_memory_takes_the_same_way() -> N
         stage.exit(-9)
 
     async with world(dies) as it:
+        session_id = await it.new(message="first")
+        (turn,) = await it.ended(session_id, 1)
+        assert_failed(turn, "sandbox_out_of_memory", FULL, retryable=False)
+
+
+class TooSmall(ScriptedSandboxes):
+    """Sandboxes in which no agent can be started."""
+
+    async def create(self, spec: SandboxSpec) -> ScriptedSandbox:
+        sandbox = await super().create(spec)
+
+        async def starts(frame: Frame) -> bool:
+            if frame["k"] == "start":
+                sandbox.fate = out_of_memory()
+                sandbox.die()
+            return frame["k"] != "start"
+
+        sandbox.runner.before = starts
+        return sandbox
+
+
+async def test_memory_that_does_not_suffice_for_the_agent_is_why_no_turn_begins() -> None:
+    async with TooSmall() as sandboxes, runtime(sandboxes, MemoryPersistence()) as it:
         session_id = await it.new(message="first")
         (turn,) = await it.ended(session_id, 1)
         assert_failed(turn, "sandbox_out_of_memory", FULL, retryable=False)
