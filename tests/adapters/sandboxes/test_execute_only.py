@@ -13,8 +13,7 @@ from agent_runtime_adapters.sandboxes import execute_only
 from agent_runtime_adapters.sandboxes.execute_only import AgentCopies, cache_folder
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_sandbox import process
-from tests.adapters.sandboxes.machine import needs_local_sandboxes
-from tests.adapters.sandboxes.ordinary_user import run_as_ordinary_user
+from tests.adapters.sandboxes.machine import as_ordinary_user, needs_local_sandboxes, needs_root
 
 
 @pytest.fixture
@@ -89,17 +88,17 @@ async def test_where_the_agent_is_shut_nothing_is_said(tmp_path: Path) -> None:
     assert {execute_only.NO_COPY, execute_only.NOT_SHUT}.isdisjoint(found.reasons)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@needs_root
 async def test_its_process_is_shut_to_whoever_started_it(program: Path, tmp_path: Path) -> None:
     """And that of the original is not: so the difference is seen by those who look for it."""
     copy = execute_only.execute_only(program, tmp_path / "cache")
     _let_through(tmp_path, copy)
-    told = await run_as_ordinary_user(
+    told = await as_ordinary_user(
+        "import json\n"
         "from agent_runtime_sandbox import process\n"
-        f"print([process.is_open(path, '60') for path in ({str(copy)!r}, {str(program)!r})])",
-        {},
+        f"print(json.dumps([process.is_open(path, '60') for path in ({str(copy)!r}, {str(program)!r})]))"
     )
-    assert told.strip() == "[False, True]"
+    assert told == [False, True]
 
 
 def test_a_process_that_was_stopped_is_known_as_that() -> None:
