@@ -109,7 +109,7 @@ class Inside:
     viewer: Viewer
     session_id: str
     root: Path
-    shells: list[Shell] = field(default_factory=list)
+    provider: SandboxProvider
 
     async def shell(self, *, rows: int = 24, cols: int = 80, viewer: Viewer | None = None) -> Shell:
         viewer = viewer or self.viewer
@@ -142,6 +142,11 @@ class Inside:
         status, answer, _ = await self.world.call("POST", f"/api/sessions/{self.session_id}/ports/{port}")
         assert status == 201, answer
         return urljoin(self.world.url, answer["url"])
+
+    async def phase(self) -> str:
+        _, answer, _ = await self.world.call("GET", f"/api/sessions/{self.session_id}")
+        found: str = answer["session"]["runtime"]["phase"]
+        return found
 
     async def wake(self) -> None:
         """Have a sandbox, by opening a terminal and closing it."""
@@ -179,9 +184,11 @@ async def inside(
         w.url += prefix
         given = [{"path": path, "content": text} for path, text in (files or {}).items()]
         session = await w.session(workspaceFiles=given, agentProfileRef=profile)
-        place = Inside(w, viewer, session, folder / "sandboxes")
+        place = Inside(w, viewer, session, folder / "sandboxes", provider)
         try:
             yield place
         finally:
             await w.manager.stop_all()
+            for ref in await provider.list("agent-runtime"):  # of a story that closed the server itself
+                await (await provider.attach(ref)).stop()
             await eventually(lambda: not processes_of(place.root))

@@ -29,12 +29,6 @@ async def told(place: Inside) -> tuple[dict[str, Any], dict[str, Any]]:
     return done["attempts"], done["inTheConsolesTab"]
 
 
-async def phase(place: Inside) -> str:
-    _, answer, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}")
-    found: str = answer["session"]["runtime"]["phase"]
-    return found
-
-
 def own_origins() -> dict[str, Any]:
     """A server whose previews have names of their own, which browsers know to be this machine."""
     with socket.socket() as found_free:
@@ -64,7 +58,7 @@ async def test_a_page_at_our_origin_can_neither_read_the_token_nor_call_us() -> 
             for name in ("sessionStorage", "localStorage", "cookie", "serviceWorker"):
                 assert found[name] == "SecurityError", name
             assert ANNA not in str(found)
-        assert await phase(place) == "ready", "it was not stopped"
+        assert await place.phase() == "ready", "it was not stopped"
 
 
 async def test_a_page_at_an_origin_of_its_own_has_that_and_nothing_of_ours() -> None:
@@ -75,7 +69,7 @@ async def test_a_page_at_an_origin_of_its_own_has_that_and_nothing_of_ours() -> 
             assert (found["sessionStorage"], found["localStorage"], found["cookie"]) == ("{}", "{}", "")
             assert found["serviceWorker"] in {"TypeError", "SecurityError"}
             assert ANNA not in str(found)
-        assert await phase(place) == "ready"
+        assert await place.phase() == "ready"
 
 
 async def test_open_access_is_none_for_pages_that_are_shown() -> None:
@@ -83,4 +77,4 @@ async def test_open_access_is_none_for_pages_that_are_shown() -> None:
     async with inside(files=FILES, authenticator=None, open_access=True, **own_origins()) as place:
         for found in await told(place):
             assert found.items() >= NOT_OURS.items()
-        assert await phase(place) == "ready", "it was not stopped"
+        assert await place.phase() == "ready", "it was not stopped"

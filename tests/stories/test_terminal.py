@@ -9,6 +9,7 @@ import pytest
 
 from agent_runtime.transport import terminals
 from agent_runtime_adapters.sandboxes.processes import all_pids
+from tests.running_node import story
 from tests.runtime.transport.world import ANNA, BERT
 from tests.stories.inside import everywhere, inside
 from tests.waiting import eventually
@@ -29,8 +30,7 @@ def _words(pid: int) -> str:
 @everywhere
 async def test_a_terminal_wakes_the_sandbox_and_works_in_its_workspace(kind: str) -> None:
     async with inside(kind) as place:
-        _, before, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}")
-        assert before["session"]["runtime"]["phase"] == "dormant"
+        assert await place.phase() == "dormant"
         shell = await place.shell(rows=31, cols=97)
         await shell.run("stty size", "31 97")
         await shell.run("echo $((6 * 7)) > answer.txt; cat answer.txt", "42")
@@ -109,6 +109,33 @@ async def test_only_who_opened_it_hears_it_and_nobody_else_can_type() -> None:
         await shell.run("echo still the''re", "still there")
 
 
+async def test_a_server_that_closes_ends_terminals_and_leaves_the_sandbox_to_the_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with inside() as place:
+        shells = [await place.shell() for _ in range(3)]
+        nap = f"sleep {random.randrange(10**6, 10**8)}"
+        await shells[0].run(f"{nap} & echo sta''rted", "started")
+        await eventually(lambda: running(nap))
+        await place.world.close()
+        await eventually(lambda: not running(nap))
+        assert len(await place.provider.list("agent-runtime")) == 1
+    said = capsys.readouterr()
+    assert "error" not in said.out + said.err
+
+
+async def test_a_terminal_in_a_sandbox_whose_agent_hibernates_wakes_no_agent() -> None:
+    async with inside(agent_idle_timeout_s=0.3) as place:
+        await place.world.call("POST", f"/api/sessions/{place.session_id}/prewarm")
+
+        async with asyncio.timeout(20):
+            while await place.phase() != "hibernated":
+                await asyncio.sleep(0.05)
+        shell = await place.shell()
+        await shell.run("echo he''re", "here")
+        assert await place.phase() == "hibernated"
+
+
 @everywhere
 async def test_the_sessions_stop_ends_its_terminals_and_says_so(kind: str) -> None:
     async with inside(kind) as place:
@@ -137,6 +164,12 @@ async def test_terminals_of_a_connection_are_bounded_and_so_is_what_is_typed_ahe
             while not (again := await place.viewer.ask("session:terminal", asked))["ok"]:
                 assert again["error"]["code"] == "too_many_terminals", "until the shell is gone"
                 await asyncio.sleep(0.5)
+
+
+async def test_the_official_client_has_a_terminal() -> None:
+    async with inside() as place:
+        done = await story("terminal_story.mjs", place.world.url, ANNA, place.session_id, within=50)
+    assert done == {"size": "40 111", "code": 9}
 
 
 async def test_openings_have_a_rate() -> None:
@@ -185,11 +218,6 @@ async def test_a_terminal_in_use_keeps_the_sandbox_and_one_that_is_closed_does_n
         await shell.run("echo he''re", "here")
         await place.viewer.ask("terminal:close", {"terminalId": shell.terminal_id})
 
-        async def phase() -> str:
-            _, answer, _ = await place.world.call("GET", f"/api/sessions/{place.session_id}")
-            found: str = answer["session"]["runtime"]["phase"]
-            return found
-
         async with asyncio.timeout(20):
-            while await phase() != "dormant":
+            while await place.phase() != "dormant":
                 await asyncio.sleep(0.1)
