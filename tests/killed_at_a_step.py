@@ -74,7 +74,9 @@ class Steps:
             self.step(event)
 
 
-class _CountingLoop(asyncio.SelectorEventLoop):
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Each of its turns is a step."""
+
     steps: Steps
 
     def _run_once(self) -> None:
@@ -110,8 +112,8 @@ def _be_born(life: Life, log: Path, steps: Steps, says: int, *, counts_turns: bo
         written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for standard in (1, 2):
             os.dup2(written, standard)
-        loop = _CountingLoop() if counts_turns else asyncio.SelectorEventLoop()
-        if isinstance(loop, _CountingLoop):
+        loop = CountingLoop() if counts_turns else asyncio.SelectorEventLoop()
+        if isinstance(loop, CountingLoop):
             loop.steps = steps
         else:
             sys.addaudithook(steps.heard)

@@ -7,10 +7,14 @@ And the message that was accepted is answered.
 
 import asyncio
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +30,18 @@ from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
+from agent_runtime_modal_local import LocalModal
 from tests.adapters.sandboxes.machine import needs_local_sandboxes
+from tests.adapters.sandboxes.modal_world import needs_users
 from tests.chaos.life import LIGHT_RUNNER, SilentGateway
+from tests.chaos.processes import CHECKOUT
 from tests.killed_at_a_step import Life, Steps, lived
 from tests.runtime.world import ANNA, PROFILE
 from tests.seen_from_outside import devices_of, groups, is_empty, processes_of
 
 REAP_S = 0.1
+RUNTIME_ID = "agent-runtime"
+TURNS_BETWEEN_KILLS_ON_MODAL = 9
 A_FEW = 20
 ANSWER = 'play {"steps": [], "end": {"report": "ended", "status": "completed"}}'
 KINDS: dict[str, Callable[[Path], SandboxProvider]] = {
@@ -68,6 +77,7 @@ def place(kind: str) -> Iterator[Place]:
 
 def config(at: Place, data: Path, log: EventLog, pool: int) -> RuntimeConfig:
     return RuntimeConfig(
+        runtime_id=RUNTIME_ID,
         persistence=SqlitePersistence(data / "agent-runtime.db"),
         log=log,
         sandboxes=at.provider,
@@ -113,14 +123,18 @@ def one_session(at: Place, data: Path, pool: int) -> Life:
     return life
 
 
-async def check_the_next_life(at: Place, data: Path) -> None:
-    """A runtime after the killed one: what it has, one look later; nothing when it stops all."""
-    root, log = at.root, MemoryEventLog()
+@asynccontextmanager
+async def the_next_life(at: Place, data: Path) -> AsyncIterator[set[str]]:
+    """A runtime after the killed one, one look later; yields the sandboxes that its sessions have.
+
+    It stops them all in the end.
+    """
+    log = MemoryEventLog()
     settings = config(at, data, log, pool=0)
     manager = SessionManager(settings)
     await manager.open()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             known = (await settings.persistence.list_sessions(ANNA.owner, limit=10)).sessions
             for record in known:
                 turns = await settings.persistence.load_turns(record.session_id, limit=10)
@@ -129,14 +143,19 @@ async def check_the_next_life(at: Place, data: Path) -> None:
             await manager._takeover.done()
             await asyncio.sleep(1.5 * REAP_S)
         records = [await settings.persistence.load_session(each.session_id) for each in known]
-        live = {each.sandbox.sandbox_id for each in records if each is not None and each.sandbox}
-        assert {ref.sandbox_id for ref in await settings.sandboxes.list(settings.runtime_id)} == live
-        assert {path.name for path in root.iterdir()} <= {".lock", *live}
-        assert set(processes_of(root)) == {pid for each in live for pid in processes_of(root / each)}
+        yield {each.sandbox.sandbox_id for each in records if each is not None and each.sandbox}
     finally:
         await manager.stop_all()
         await manager.close()
-    assert {path.name for path in root.iterdir()} <= {".lock"}
+
+
+async def check_the_next_life(at: Place, data: Path) -> None:
+    """What it has is all that there is; when it stops all there is nothing."""
+    async with the_next_life(at, data) as live:
+        assert {ref.sandbox_id for ref in await at.provider.list(RUNTIME_ID)} == live
+        assert {path.name for path in at.root.iterdir()} <= {".lock", *live}
+        assert set(processes_of(at.root)) == {pid for each in live for pid in processes_of(at.root / each)}
+    assert {path.name for path in at.root.iterdir()} <= {".lock"}
 
 
 @needs_local_sandboxes
@@ -159,3 +178,33 @@ def test_one_look_later_exactly_the_live_sandboxes_are_left(kind: str, turns: bo
             if steps is not None:
                 break
         assert dies_at > A_FEW, "nothing was counted"
+
+
+@needs_users
+@pytest.mark.timeout(900)
+def test_so_it_is_on_modal() -> None:
+    """At some turns of the loop, over the whole of that life: each takes two processes and seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        modal = LocalModal(Path(folder) / "modal")
+        modal.start()
+        try:
+            environment = {**os.environ, **modal.environment(), "MODAL_SANDBOX_V2": "1"}
+            for dies_at in itertools.count(0, TURNS_BETWEEN_KILLS_ON_MODAL):
+                data = Path(folder) / f"killed-at-{dies_at}"
+                data.mkdir()
+                killed = _on_modal(environment, str(data), str(dies_at))
+                assert killed.returncode in {0, -signal.SIGKILL}, killed.stderr
+                after = _on_modal(environment, str(data))
+                assert after.returncode == 0, f"killed at {dies_at}: {after.stderr}"
+                if killed.returncode == 0:
+                    break
+        finally:
+            modal.stop()
+        assert dies_at > A_FEW, "nothing was counted"
+
+
+def _on_modal(environment: dict[str, str], *given: str) -> "subprocess.CompletedProcess[str]":
+    argv = (sys.executable, "-m", "tests.killed_on_modal", *given)
+    return subprocess.run(
+        argv, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=120
+    )
