@@ -35,6 +35,8 @@ _log = structlog.get_logger(__name__)
 _ANSWERS_WITHIN_S: Final = 3.0
 """For one that waits to say hello; a healthy one needs milliseconds, a new one is quicker than this."""
 _ENDS_WITHIN_S: Final = 30.0
+_CLOSES_WITHIN_S: Final = 8.0
+"""For all that wait to end with the runtime; what takes longer is a leftover for the next one."""
 _LOOK_S: Final = 30.0
 _MOST_PAUSE_S: Final = 120.0
 _OF_ITS_PATIENCE: Final = 0.5
@@ -182,7 +184,7 @@ class SandboxPool:
         left = [*self._waiting, *self._ending]
         for each in tuple(self._waiting):
             self._remove(each)
-        await asyncio.gather(*(self._end(each) for each in left))
+        await asyncio.gather(*(self._end(each, _CLOSES_WITHIN_S) for each in left))
 
     @property
     def size(self) -> int:
@@ -310,10 +312,10 @@ class SandboxPool:
         if not self._closed:
             self._tasks.spawn(self._end(waiting))
 
-    async def _end(self, waiting: _Waiting) -> None:
+    async def _end(self, waiting: _Waiting, within_s: float = _ENDS_WITHIN_S) -> None:
         """What does not end is no longer held here: whoever looks for leftovers finds it."""
         try:
-            async with asyncio.timeout(_ENDS_WITHIN_S):
+            async with asyncio.timeout(within_s):
                 await waiting.sandbox.stop()
         except (RuntimeFault, TimeoutError) as fault:
             ref = waiting.sandbox.ref

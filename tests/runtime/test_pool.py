@@ -256,6 +256,19 @@ def test_a_shutdown_while_one_is_being_made_leaves_nothing(monkeypatch: pytest.M
     told_fast(story(), monkeypatch)
 
 
+def test_a_provider_that_ends_nothing_holds_no_shutdown_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with ScriptedSandboxes(echo) as sandboxes:
+            async with runtime(sandboxes, MemoryPersistence(), leaves=True, **pool_of(3)):
+                await asyncio.sleep(1)
+                good, sandboxes.before_stop = sandboxes.before_stop, hangs
+                began = asyncio.get_running_loop().time()
+            assert asyncio.get_running_loop().time() - began < 10
+            sandboxes.before_stop = good
+
+    told_fast(story(), monkeypatch)
+
+
 def test_after_a_kill_the_next_runtime_ends_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         store = MemoryPersistence()

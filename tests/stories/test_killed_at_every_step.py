@@ -41,7 +41,7 @@ from tests.seen_from_outside import devices_of, groups, is_empty, processes_of
 
 REAP_S = 0.1
 RUNTIME_ID = "agent-runtime"
-TURNS_BETWEEN_KILLS_ON_MODAL = 9
+TURNS_BETWEEN_KILLS_ON_MODAL = 25
 A_FEW = 20
 ANSWER = 'play {"steps": [], "end": {"report": "ended", "status": "completed"}}'
 KINDS: dict[str, Callable[[Path], SandboxProvider]] = {

@@ -80,9 +80,10 @@ async def first_line(channel: Channel) -> frames.Frame:
 
 
 class Talk:
-    """One attachment. `kept` are the kept frames that came, in order of arrival."""
+    """One attachment. `kept` are the kept frames that came; `agent` is what the greeting said of the agent."""
 
     def __init__(self, channel: Channel) -> None:
+        self.agent = ""
         self.kept: list[frames.Frame] = []
         self._channel = channel
         self._splitter = frames.LineSplitter()
@@ -154,6 +155,7 @@ async def talking(sandbox: Sandbox, *, after: int = 0) -> AsyncIterator[Talk]:
         async with asyncio.timeout(HELLO_WITHIN_S):
             hello = await talk._next()  # noqa: SLF001
         assert hello["k"] == "hello", hello
+        talk.agent = hello["agent"]
         yield talk
     finally:
         await talk.close()

@@ -262,11 +262,12 @@ class SnapshotPromises(_Suite):
 
     @story
     async def test_files_come_back_out_of_a_snapshot(self, provider: SandboxProvider) -> None:
-        """In a new sandbox, after the old one is gone; until the snapshot is forgotten."""
+        """In a new sandbox with a runner that is as new, after the old one is gone; until it is forgotten."""
         if not (await provider.probe()).snapshots:
             return
         with gateway() as spec:
             async with one_of(provider) as sandbox, talking(sandbox) as talk:
+                await with_agent(talk)
                 data = base64.b64encode(b"kept \x00\xff").decode()
                 await talk.command("write", path="deep/kept.bin", data=data, append=False)
                 taken = await sandbox.snapshot()
@@ -275,6 +276,7 @@ class SnapshotPromises(_Suite):
             assert stored.provider == provider.name
             following = self.restarted(provider)
             async with one_of(following, snapshot=stored) as again, talking(again) as talk:
+                assert talk.agent == "none"
                 assert await talk.command("read", path="deep/kept.bin") == b"kept \x00\xff"
             await following.forget(stored)
             await following.forget(stored)

@@ -34,6 +34,8 @@ async def test_metrics_count_by_route_and_never_by_what_clients_make_up() -> Non
         assert headers["Content-Type"].startswith("text/plain")
         assert b'route="/api/sessions/{sessionId}",status="404"' in text
         assert b"agent_runtime_socket_connections 1.0" in text
+        for of_the_process in (b"sandboxes_reaped_total", b"pool_claims_total", b"model_tokens_total"):
+            assert b"# HELP agent_runtime_" + of_the_process in text
         assert b"made-up" not in text
         assert b"secret" not in text
 
