@@ -20,6 +20,8 @@ from tests.stories.test_killed_at_every_step import RUNTIME_ID, Place, one_sessi
 
 QUICK = ModalOptions(start_within_s=20, call_within_s=5)
 SEEN_WITHIN_S = 10.0
+LATE_S = 90.0
+"""All of it takes some seconds; whoever reads of a failure wants to know what was waited for."""
 
 
 async def lives(at: Place, folder: Path, steps: Steps) -> None:
@@ -56,10 +58,16 @@ async def let_go() -> None:
     await client.close.aio()
 
 
+def told_what_is_waited_for() -> None:
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+
+
 def main() -> None:
     folder, *dies_at = sys.argv[1:]
     at = Place(Path(folder), ModalSandboxes(QUICK))
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        runner.get_loop().call_later(LATE_S, told_what_is_waited_for)
         steps = CountingLoop.steps = Steps(int(dies_at[0]) if dies_at else None)
         work = lives(at, Path(folder), steps) if dies_at else follows(at, Path(folder))
         runner.run(work)

@@ -206,5 +206,5 @@ def test_so_it_is_on_modal() -> None:
 def _on_modal(environment: dict[str, str], *given: str) -> "subprocess.CompletedProcess[str]":
     argv = (sys.executable, "-m", "tests.killed_on_modal", *given)
     return subprocess.run(
-        argv, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=120
+        argv, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=240
     )

@@ -80,7 +80,7 @@ async def first_line(channel: Channel) -> frames.Frame:
 
 
 class Talk:
-    """One attachment. `kept` are the kept frames that came; `agent` is what the greeting said of the agent."""
+    """One attachment. `kept` are the kept frames that came; `agent` is how it stood at the greeting."""
 
     def __init__(self, channel: Channel) -> None:
         self.agent = ""
