@@ -55,6 +55,18 @@ async def test_no_way_leads_into_the_runner_or_the_agent() -> None:
         assert (ended["status"], after["status"]) == ("completed", "completed")
 
 
+async def test_an_agent_whose_program_cannot_be_read_still_runs_itself() -> None:
+    """Its search is the same program under another name, which tools are given as a function."""
+    async with serving(scripts={"search": bash("type rg | head -1; rg --no-heading needle")}) as server:
+        files = [{"path": "hay.txt", "content": "straw\na needle\n"}]
+        session_id = await new_session(server, workspaceFiles=files)
+        async with viewing(server, session_id) as viewer:
+            await turn(viewer, session_id, "search")
+
+        assert "rg is a function" in outputs(viewer)
+        assert "hay.txt:a needle" in outputs(viewer)
+
+
 async def test_a_tool_can_neither_answer_for_the_runtime_nor_speak_as_the_agent() -> None:
     async with serving(scripts={"attack": ATTACK, "injected": INJECTED}) as server:
         session_id = await session_with(server, "answer")
