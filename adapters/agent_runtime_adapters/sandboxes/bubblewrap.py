@@ -40,9 +40,14 @@ DATA_PLACES: Final = {path: _FIRST_DATA_PLACE + i for i, path in enumerate(DATA_
 
 SYSTEM_FOLDERS: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 SYSTEM_FILES: Final = (
-    "/etc/ssl",
-    "/etc/ca-certificates",
-    "/etc/pki/tls",
+    # Not the whole folders: beside the certificates lie private keys, which a user's group may read.
+    *("/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/ssl/openssl.cnf", "/etc/ca-certificates"),
+    *(
+        "/etc/pki/tls/certs",
+        "/etc/pki/tls/cert.pem",
+        "/etc/pki/tls/openssl.cnf",
+        "/etc/pki/ca-trust/extracted",
+    ),
     "/etc/alternatives",
     "/etc/ld.so.cache",
     "/etc/localtime",

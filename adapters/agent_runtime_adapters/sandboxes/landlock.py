@@ -286,6 +286,7 @@ class Broker:
 
     CONNECT = frozenset({42, 203})
     CHMOD = frozenset({90})
+    FCHMOD = frozenset({91, 52})
     FCHMODAT = frozenset({268, 53, 452})
 
     def __init__(self, gateway: str, folder: int, own: list[str]) -> None:
@@ -301,6 +302,8 @@ class Broker:
             )
         elif number in self.CHMOD:
             self._chmod(caller.absolute(AT_FDCWD, caller.path(arguments[0])), arguments[1])
+        elif number in self.FCHMOD:
+            self._fchmod(caller.descriptor(signed(arguments[0])), arguments[1])
         elif number in self.FCHMODAT:
             path = caller.absolute(signed(arguments[0]), caller.path(arguments[1]))
             self._chmod(path, arguments[2])
@@ -329,6 +332,21 @@ class Broker:
             os.chmod(f"/proc/self/fd/{opened}", mode & 0o1777)  # noqa: PTH101
         finally:
             os.close(opened)
+
+    def _fchmod(self, taken: int, mode: int) -> None:
+        """By a descriptor, which may be of any file that can be read. One without a name is nobody else's."""
+        try:
+            path = os.readlink(os.fsencode(f"/proc/self/fd/{taken}"))  # noqa: PTH115
+            found = os.fstat(taken)
+            if found.st_nlink or not path.endswith(b" (deleted)"):
+                opened = self._beneath(path)
+                is_own = os.path.samestat(found, os.fstat(opened))
+                os.close(opened)
+                if not is_own:
+                    raise OSError(errno.EACCES, "path")
+            os.fchmod(taken, mode & 0o1777)
+        finally:
+            os.close(taken)
 
     def _beneath(self, path: bytes) -> int:
         """A descriptor of one of its own files, no link followed. Raises `OSError`."""

@@ -120,11 +120,12 @@ PRLIMIT: Final = Call(302, 261)
 SOCKETPAIR: Final = Call(53, 199)
 AF_UNIX: Final = 1
 KIND_OF_SOCKET: Final = 0xF
-DATAGRAM: Final = 2
+CONNECTED: Final = (1, 5)  # STREAM, SEQPACKET; of files, RAW is another word for datagrams
 
 BROKERED: Final[dict[str, Call]] = {
     "connect": Call(42, 203),
     "chmod": Call(90, None),
+    "fchmod": Call(91, 52),
     "fchmodat": Call(268, 53),
     "fchmodat2": Call(452, 452),
 }
@@ -160,6 +161,10 @@ SHARED: Final[dict[str, Call]] = {
     "fremovexattr": Call(199, 16),
     "setxattrat": Call(463, 463),
     "removexattrat": Call(466, 466),
+    "chown": Call(92, None),
+    "fchown": Call(93, 55),
+    "lchown": Call(94, None),
+    "fchownat": Call(260, 54),
 }
 """Answered with EPERM where there are no namespaces."""
 AUDIT_ARCHITECTURE: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -184,7 +189,9 @@ def program(machine: str | None = None, *, namespaces: bool = True) -> bytes:
     code += _clone(getattr(CLONE, machine))
     code += _ioctl(getattr(IOCTL, machine))
     if namespaces:
-        code += _socket(getattr(SOCKET, machine), SOCKET_FAMILIES)
+        # A pair has to be asked for too: the kernel makes a socket before it finds that there are no pairs.
+        for call in (SOCKET, SOCKETPAIR):
+            code += _socket(getattr(call, machine), SOCKET_FAMILIES)
     else:
         code += _without_namespaces(machine)
     code += _prlimit(getattr(PRLIMIT, machine))
@@ -251,12 +258,14 @@ def _without_namespaces(machine: str) -> list[bytes]:
         if number is not None:
             code += [_do(JUMP_IF_EQUAL, number, otherwise=1), *_end(HAND_OVER)]
     for call in (SOCKET, SOCKETPAIR):
+        first, second = CONNECTED
         body = [
             _do(LOAD_WORD, AT_FIRST_ARGUMENT),
-            _do(JUMP_IF_EQUAL, AF_UNIX, otherwise=3),
+            _do(JUMP_IF_EQUAL, AF_UNIX, otherwise=4),
             _do(LOAD_WORD, AT_SECOND_ARGUMENT),
             _do(AND, KIND_OF_SOCKET),
-            _do(JUMP_IF_EQUAL, DATAGRAM, otherwise=1),
+            _do(JUMP_IF_EQUAL, first, then=2),
+            _do(JUMP_IF_EQUAL, second, then=1),
         ]
         code += _only_for(getattr(call, machine), body + _end(FAIL | errno.EAFNOSUPPORT) + _end(ALLOW))
     return code

@@ -110,6 +110,42 @@ print(json.dumps([
 
 
 @AS_EITHER
+async def test_modes_and_owners_are_changed_of_its_own_files_only_however_they_are_named(
+    is_root: bool,
+) -> None:
+    """What can be read can be opened; much of that belongs to an ordinary user's runtime."""
+    own, others = await attacked(
+        """
+def mode(path):
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fchmod(opened, 0o700)
+    finally:
+        os.close(opened)
+def unnamed():
+    opened = os.open("gone", os.O_RDWR | os.O_CREAT)
+    os.unlink("gone")
+    os.fchmod(opened, 0o700)
+os.chdir(workspace)
+open("own", "w").close()
+os.symlink(folder + "/lib", "link")
+here = [attempt(lambda: mode("own")), attempt(lambda: mode(workspace)), attempt(unnamed)]
+here.append(os.stat("own").st_mode & 0o777)
+print(json.dumps([here, [
+    attempt(lambda: mode(folder + "/lib")),
+    attempt(lambda: mode("link")),
+    attempt(lambda: mode(os.path.dirname(json.__file__))),
+    attempt(lambda: os.chown(private + "/victim", -1, os.getgid())),
+    attempt(lambda: os.chown(folder + "/lib", -1, os.getgid(), follow_symlinks=False)),
+]]))
+""",
+        is_root=is_root,
+    )
+    assert own == ["allowed"] * 3 + [0o700]
+    assert set(others) <= {"EACCES", "EPERM"}, others
+
+
+@AS_EITHER
 async def test_links_lead_it_nowhere_and_are_followed_by_nobody(is_root: bool) -> None:
     told = await attacked(
         """
@@ -137,8 +173,8 @@ async def test_it_reaches_the_gateway_and_its_own_and_nobody_else(is_root: bool)
 own = socket.socket(socket.AF_UNIX)
 own.bind("own.sock")
 own.listen()
-def datagram(pair):
-    sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0] if pair else socket.socket(1, 2)
+def datagram(pair, kind=socket.SOCK_DGRAM):
+    sender = socket.socketpair(socket.AF_UNIX, kind)[0] if pair else socket.socket(1, kind)
     sender.sendto(b"x", private + "/post")
 print(json.dumps([
     [attempt(lambda: reach(path)) for path in (gateway, "own.sock", workspace + "/own.sock")],
@@ -148,6 +184,7 @@ print(json.dumps([
         attempt(lambda: reach("\\0abstract")),
         attempt(lambda: datagram(pair=False)),
         attempt(lambda: datagram(pair=True)),
+        *[attempt(lambda: datagram(pair, kind)) for pair in (False, True) for kind in (3, 3 | 0o2000000)],
         *[attempt(lambda: socket.socket(family, kind)) for family in (2, 10, 16, 40) for kind in (1, 2, 3)],
     ],
 ]))

@@ -43,6 +43,13 @@ async def test_the_hosts_files_are_not_there() -> None:
             assert await attacker.run("print(json.dumps(os.listdir('/run')))") == ["agent-runtime"]
 
 
+async def test_of_the_hosts_certificates_the_public_ones_are_there_and_no_keys() -> None:
+    with place() as root:
+        async with inside(root) as attacker:
+            there = "all(name in {'certs', 'cert.pem', 'openssl.cnf'} for name in os.listdir('/etc/ssl'))"
+            assert await attacker.run(f"print(json.dumps({there}))")
+
+
 async def test_another_sandbox_is_not_there() -> None:
     with place() as root:
         async with inside(root) as victim, inside(root) as attacker:
@@ -128,16 +135,18 @@ async def test_sockets_that_no_network_namespace_confines_are_refused() -> None:
         async with inside(root) as attacker:
             found = await attacker.run(
                 """
-def attempt(family):
+def attempt(make, family):
     try:
-        socket.socket(family, socket.SOCK_STREAM).close()
+        make(family, socket.SOCK_STREAM)
     except OSError as error:
         return errno.errorcode[error.errno]
-print(json.dumps({name: attempt(number) for name, number in families.items()}))
+made = {name: attempt(socket.socket, number) for name, number in families.items()}
+pairs = {name: attempt(socket.socketpair, number) for name, number in families.items()}
+print(json.dumps([made, pairs]))
 """,
                 families=families,
             )
-            assert found == dict.fromkeys(families, "EAFNOSUPPORT")
+            assert found == [dict.fromkeys(families, "EAFNOSUPPORT")] * 2
 
 
 async def test_every_call_of_the_table_is_refused() -> None:

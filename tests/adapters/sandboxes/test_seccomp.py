@@ -62,7 +62,7 @@ def test_what_the_table_names_is_refused_and_what_it_calls_absent_is_absent(mach
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_no_number_stands_for_two_calls(machine: str) -> None:
-    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET, seccomp.PRLIMIT]
+    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET, seccomp.SOCKETPAIR, seccomp.PRLIMIT]
     calls = [*seccomp.REFUSED.values(), *seccomp.ABSENT.values(), *special]
     numbers = [number for call in calls if (number := getattr(call, machine)) is not None]
     assert len(numbers) == len(set(numbers))
@@ -74,7 +74,7 @@ def test_no_number_stands_for_two_calls(machine: str) -> None:
     arguments=st.lists(st.integers(0, 2**64 - 1)),
 )
 def test_everything_else_is_allowed(machine: str, number: int, arguments: list[int]) -> None:
-    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET, seccomp.PRLIMIT]
+    special = [seccomp.CLONE, seccomp.IOCTL, seccomp.SOCKET, seccomp.SOCKETPAIR, seccomp.PRLIMIT]
     named = {getattr(c, machine) for c in (*seccomp.REFUSED.values(), *seccomp.ABSENT.values(), *special)}
     if number not in named:
         assert judge(machine, number, *arguments) == ALLOWED
@@ -98,7 +98,8 @@ def test_high_bits_hide_no_terminal_request(machine: str, high: int, low: int) -
 @given(machine=st.sampled_from(MACHINES), family=st.integers(0, 2**32 - 1))
 def test_only_confined_families_of_sockets_exist(machine: str, family: int) -> None:
     expected = ALLOWED if family in seccomp.SOCKET_FAMILIES else "EAFNOSUPPORT"
-    assert judge(machine, number_of(seccomp.SOCKET, machine), family) == expected
+    for call in (seccomp.SOCKET, seccomp.SOCKETPAIR):
+        assert judge(machine, number_of(call, machine), family) == expected
 
 
 def test_a_foreign_architecture_ends_the_process() -> None:
