@@ -26,8 +26,11 @@ import structlog
 from agent_runtime.ports import SandboxProvider, SandboxSpec
 from agent_runtime.testing.sandbox_contract import gateway, greeted
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
+from agent_runtime_adapters.sandboxes.modal.options import ModalOptions
+from agent_runtime_adapters.sandboxes.modal.provider import ModalSandboxes
 from agent_runtime_adapters.sandboxes.registry import Registry
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
+from agent_runtime_modal_local import LocalModal
 from figures import save, summary, table
 from memory import memory, mib
 
@@ -87,6 +90,9 @@ async def contestants(root: Path) -> AsyncIterator[dict[str, Once]]:
     async with AsyncExitStack() as stack:
         spec = stack.enter_context(gateway())
         local, unsafe = LocalSandboxes(root / "local"), UnsafeSubprocess(root / "unsafe")
+        server = await stack.enter_async_context(LocalModal(root / "modal"))
+        stack.enter_context(server.in_environment())
+        modal = ModalSandboxes(ModalOptions())
         yield {
             "plain process, first line": lambda: process(*SAY_READY),
             "bare bubblewrap, first line": lambda: process(*bare_bubblewrap()),
@@ -94,7 +100,9 @@ async def contestants(root: Path) -> AsyncIterator[dict[str, Once]]:
             "local: it runs": creation(local, spec, until_greeted=False),
             "unsafe-subprocess: the runner greets": creation(unsafe, spec, until_greeted=True),
             "local: the runner greets": creation(local, spec, until_greeted=True),
+            "modal, on a local server: the runner greets": creation(modal, spec, until_greeted=True),
         }
+        await modal.close()
         await local.close()
         await unsafe.close()
 
