@@ -21,7 +21,7 @@ def test_a_target_that_nobody_knows_gets_one_clear_line(tmp_path: Path) -> None:
 def test_what_is_missing_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:
     done = prepare("test", path=str(tmp_path))
     assert done.returncode == 1
-    for package in ("bubblewrap", "chromium", "nodejs", "npm"):
+    for package in ("bubblewrap", "chromium", "nodejs", "npm", "curl", "git"):
         assert f"apt-get install {package}" in done.stderr
 
 

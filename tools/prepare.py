@@ -23,8 +23,14 @@ NEEDS = {
         ("chromium", "chromium", "the console's browser story"),
         ("node", "nodejs", "the stories with the official socket.io client"),
         ("npm", "npm", "installing that client"),
+        ("curl", "curl", "the ways out of a sandbox"),
+        ("git", "git", "the ways out of a sandbox"),
     ),
 }
+OF_ROOT = {"test": (("mkfs.ext4", "e2fsprogs", "disks of their own for the sandboxes of root"),)}
+"""What is needed besides by whoever is root."""
+ADMINISTRATORS = "/usr/sbin:/sbin"
+"""Where programs may lie that are not on everybody's path."""
 CLIENTS = Path(__file__).resolve().parent.parent / "tests" / "clients"
 
 
@@ -38,7 +44,9 @@ def main() -> int:
         return fail(f"Python 3.11 or newer is needed; this is {found}. Try: make PYTHON=python3.11")
     if target == "python" and not has_venv():
         return fail("Python's venv module is missing: apt-get install python3-venv")
-    missing = [need for need in NEEDS[target] if shutil.which(need[0]) is None]
+    needs = (*NEEDS[target], *(OF_ROOT.get(target, ()) if is_root() else ()))
+    path = f"{os.environ.get('PATH', os.defpath)}:{ADMINISTRATORS}"
+    missing = [need for need in needs if shutil.which(need[0], path=path) is None]
     if missing and not install([package for _, package, _ in missing]):
         for command, package, purpose in missing:
             print(f"missing: {command} (for {purpose}): apt-get install {package}", file=sys.stderr)
@@ -53,9 +61,14 @@ def has_venv() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("venv", "ensurepip"))
 
 
+def is_root() -> bool:
+    """Whether the system's packages are ours to install."""
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
 def install(packages: list[str]) -> bool:
     """Install with apt where that is ours to do; False where it is not, or did not work."""
-    if shutil.which("apt-get") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+    if shutil.which("apt-get") is None or not is_root():
         return False
     print(f"installing {' '.join(packages)}", file=sys.stderr)
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
