@@ -182,8 +182,9 @@ class ModalSandbox:
         return self._trunk
 
     async def _let_go_of_the_trunk(self) -> None:
-        running, self._running, self._trunk = self._running, None, None
-        if running is not None and not running.done():
+        (running, trunk), self._running, self._trunk = (self._running, self._trunk), None, None
+        if running is not None and trunk is not None and not running.done():
+            trunk.close()
             running.cancel()
             await asyncio.wait([running])
 

@@ -83,6 +83,7 @@ class Trunk:
         self._fault: SandboxFault | None = None
         self._changed = asyncio.Condition()
         self._over = False
+        self._closing = False
 
     async def run(self) -> None:
         """Keep a trunk open until the sandbox is gone. Raises nothing of Modal's."""
@@ -100,6 +101,10 @@ class Trunk:
         finally:
             self._over = True
             await self._note(None, self._fault or SandboxFault(GONE, code="sandbox_lost"))
+
+    def close(self) -> None:
+        """Whoever runs it is about to cancel it."""
+        self._closing = True
 
     async def connect(self) -> Stream:
         """A stream to the runner, over another trunk where one breaks meanwhile. Raises `SandboxFault`."""
@@ -172,7 +177,7 @@ class Trunk:
             fault = _first(faults)
         except* Broken:
             pass
-        if (task := asyncio.current_task()) is not None and task.cancelling():
+        if self._closing:
             raise asyncio.CancelledError  # a group that is cancelled tells of its failures alone
         return fault, multiplex is not None and multiplex.ready.is_set()
 
