@@ -22,6 +22,8 @@ PIECE_BYTES: Final = 128 * 1024
 """The most that one frame carries."""
 MAX_STREAMS: Final = 128
 """Of each end's making at a time: neither can take the other's places."""
+MAX_WAITING_FRAMES: Final = 64 * 1024
+"""An end that makes us answer and takes no answers is not to fill our memory."""
 BATCH_BYTES: Final = 1024 * 1024
 """About how much is written at once."""
 
@@ -78,7 +80,7 @@ class Stream:
         self.purpose = purpose
         self._trunk = trunk
         self._credit = WINDOW_BYTES
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[bytearray] = deque()
         self._waiting = 0
         self._changed = asyncio.Event()
         self._opened = False
@@ -93,10 +95,12 @@ class Stream:
         await self._until(lambda: bool(self._inbox) or self._ended_there)
         if not self._inbox:
             return b""
-        data = self._inbox.popleft()
-        if len(data) > most:
-            self._inbox.appendleft(data[most:])
-            data = data[:most]
+        first = self._inbox[0]
+        data = bytes(first[:most])
+        if len(first) > most:
+            del first[:most]
+        else:
+            self._inbox.popleft()
         self._waiting -= len(data)
         if not self._ended_there:
             self._trunk.queue(Kind.CREDIT, self.number, len(data))
@@ -148,9 +152,9 @@ class Stream:
                 self._opened = True
             case Kind.DATA:
                 self._waiting += len(data)
-                if self._ended_there or self._waiting > WINDOW_BYTES:
+                if not data or self._ended_there or self._waiting > WINDOW_BYTES:
                     raise Broken
-                self._inbox.append(data)
+                self._keep(data)
             case Kind.CREDIT:
                 self._credit += number
                 if self._credit > WINDOW_BYTES:
@@ -163,6 +167,13 @@ class Stream:
             case _:
                 raise Broken
         self._changed.set()
+
+    def _keep(self, data: bytes) -> None:
+        """Small pieces are put together: each of its own would take forty times its size."""
+        if self._inbox and len(self._inbox[-1]) + len(data) <= PIECE_BYTES:
+            self._inbox[-1] += data
+        else:
+            self._inbox.append(bytearray(data))
 
     def _forget_if_over(self) -> None:
         if self._ended_here and self._ended_there:
@@ -222,6 +233,8 @@ class Multiplex:
                 self._take_new(number, value)
             elif (stream := self._streams.get(number)) is not None:
                 stream.take(kind, value, payload)
+            if len(self._out) > MAX_WAITING_FRAMES:
+                raise Broken
 
     def queue(self, kind: Kind, number: int, value: int, data: bytes = b"") -> None:
         """Have a frame sent."""

@@ -1,6 +1,7 @@
 """Many streams over one pair of pipes: each is bounded, none waits for another, and nonsense breaks all."""
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import pytest
 
 from agent_runtime_sandbox.multiplex import (
     MAX_STREAMS,
+    MAX_WAITING_FRAMES,
     PIECE_BYTES,
     WINDOW_BYTES,
     Broken,
@@ -143,6 +145,29 @@ async def test_neither_end_can_take_the_others_places() -> None:
         assert await there.receive() == b"still here"
 
 
+async def test_who_is_answered_and_takes_no_answers_fills_no_memory() -> None:
+    end = Multiplex(outside=True, accept=lambda stream: stream.reset())
+    with pytest.raises(Broken):
+        end.feed(b"".join(frame(Kind.OPEN, 2 * n, Purpose.GATEWAY) for n in range(1, MAX_WAITING_FRAMES + 3)))
+
+
+async def test_what_comes_byte_by_byte_takes_no_more_memory_than_what_comes_at_once() -> None:
+    accepted: list[Stream] = []
+    end = Multiplex(outside=True, accept=accepted.append)
+    end.feed(frame(Kind.OPEN, 2, Purpose.GATEWAY))
+    crumbs = frame(Kind.DATA, 2, 1, b"x") * PIECE_BYTES
+    tracemalloc.start()
+    try:
+        for _ in range(WINDOW_BYTES // PIECE_BYTES):
+            end.feed(crumbs)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * WINDOW_BYTES + len(crumbs)
+    assert await accepted[0].receive(10) == b"x" * 10
+    assert await accepted[0].receive() == b"x" * (PIECE_BYTES - 10)
+
+
 def frame(kind: int, number: int, value: int, data: bytes = b"") -> bytes:
     return bytes([kind]) + number.to_bytes(4, "big") + value.to_bytes(4, "big") + data
 
@@ -155,6 +180,7 @@ def frame(kind: int, number: int, value: int, data: bytes = b"") -> bytes:
         frame(Kind.OPEN, 2, Purpose.GATEWAY) * 2,
         frame(Kind.OPEN, 2, Purpose.GATEWAY) + frame(Kind.CREDIT, 2, 1),
         frame(Kind.OPEN, 2, Purpose.GATEWAY) + frame(Kind.END, 2, 0) + frame(Kind.DATA, 2, 1, b"x"),
+        frame(Kind.OPEN, 2, Purpose.GATEWAY) + frame(Kind.DATA, 2, 0),
         frame(Kind.OPEN, 2, Purpose.GATEWAY) + frame(99, 2, 0),
         frame(Kind.OPEN, 2, Purpose.GATEWAY)
         + frame(Kind.DATA, 2, PIECE_BYTES, b"x" * PIECE_BYTES) * (WINDOW_BYTES // PIECE_BYTES + 1),
@@ -167,6 +193,7 @@ def frame(kind: int, number: int, value: int, data: bytes = b"") -> bytes:
         "opened twice",
         "credit",
         "after the end",
+        "no bytes",
         "kind",
         "flood",
         "version",

@@ -10,6 +10,7 @@ reachable from Modal, and no key enters it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ _PAUSES_S: Final = (0.1, 0.5, 2.0, 5.0)
 """Between the end of a trunk and the next one; the last again and again."""
 
 _TRUNKS_TRIED: Final = 3
+MAX_JOINED: Final = 128
+"""Connections to the gateway at a time, more than it takes of one session: each costs this process
+descriptors, also one that the other end has given up while it is being made."""
 
 _log = structlog.get_logger(__name__)
 
@@ -207,17 +211,8 @@ class Trunk:
             elif multiplex.ready.is_set() and clock() - since > self._route.silence_s:
                 raise Broken
 
-    def _accepting(self, tasks: asyncio.TaskGroup) -> Any:
-        gateway = self._route.gateway
-        if gateway is None:
-            return None
-
-        def accept(stream: Stream) -> None:
-            if stream.purpose != Purpose.GATEWAY:
-                raise Broken
-            tasks.create_task(_join_gateway(stream, gateway), name="to the gateway")
-
-        return accept
+    def _accepting(self, tasks: asyncio.TaskGroup) -> Callable[[Stream], None] | None:
+        return None if self._route.gateway is None else joining(tasks, self._route.gateway)
 
     async def _may_go_on(self, fault: SandboxFault) -> bool:
         """Whether there is a sandbox to open another trunk into; when nobody can tell, there may be."""
@@ -235,6 +230,26 @@ class Trunk:
         async with self._changed:
             self._multiplex, self._fault = multiplex, fault
             self._changed.notify_all()
+
+
+def joining(tasks: asyncio.TaskGroup, gateway: Path) -> Callable[[Stream], None]:
+    """What takes the streams that the other end opens, and joins each to the gateway's socket.
+
+    Raises `Broken` for one that wants to go elsewhere.
+    """
+    joined: set[asyncio.Task[None]] = set()
+
+    def accept(stream: Stream) -> None:
+        if stream.purpose != Purpose.GATEWAY:
+            raise Broken
+        if len(joined) >= MAX_JOINED:
+            stream.reset()
+            return
+        task = tasks.create_task(_join_gateway(stream, gateway), name="to the gateway")
+        joined.add(task)
+        task.add_done_callback(joined.discard)
+
+    return accept
 
 
 async def _join_gateway(stream: Stream, gateway: Path) -> None:
