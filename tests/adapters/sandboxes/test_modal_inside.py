@@ -180,6 +180,20 @@ async def answering() -> AsyncIterator[tuple[SandboxSpec, dict[str, int]]]:
             await runner.cleanup()
 
 
+async def test_the_gateway_is_there_again_after_a_break_though_nobody_connects() -> None:
+    async with modal_world() as it, answering() as (spec, asked):
+        sandbox = await it.provider().create(spec)
+        try:
+            await it.local.data_path(up=False)
+            await it.local.data_path(up=True)
+            ask = f"curl -s --max-time 5 --unix-socket {GATEWAY} http://x/again"
+            told = await as_agent(it, sandbox, f"for i in $(seq 60); do {ask} && break; sleep 0.5; done")
+            assert told.strip() == "/again"
+            assert asked == {"/again": 0}
+        finally:
+            await sandbox.stop()
+
+
 async def test_requests_that_an_agent_leaves_open_lock_nobody_out() -> None:
     """Hundreds of connections to the gateway, none of them read: the runner is reached all the same."""
     flood = (
