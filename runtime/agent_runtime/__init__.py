@@ -5,10 +5,11 @@ These names are the public surface; everything else may move.
 
 from agent_runtime.blocks import Block
 from agent_runtime.config import RuntimeConfig
+from agent_runtime.creation import NewSession
 from agent_runtime.errors import RuntimeFault
 from agent_runtime.events import Event, Position
 from agent_runtime.gateway.broker import Gateway
-from agent_runtime.manager import NewSession, SessionManager
+from agent_runtime.manager import SessionManager
 from agent_runtime.ports import (
     Agent,
     Authenticator,

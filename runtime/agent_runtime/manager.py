@@ -15,10 +15,8 @@ and store are closed. Who wants nothing to go on calls `stop_all` before.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -26,9 +24,9 @@ import structlog
 from agent_runtime.blocks import Block, Content
 from agent_runtime.catalogue import Catalogue
 from agent_runtime.changes import Changes, SessionChange, Viewers
-from agent_runtime.clock import now
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Snapshot
+from agent_runtime.creation import NewSession, draft, first_message_id
 from agent_runtime.errors import Conflict, InvalidRequest, NotFound
 from agent_runtime.loading import Loaded
 from agent_runtime.passages import Passage, Terminal
@@ -48,28 +46,12 @@ from agent_runtime.records import (
 from agent_runtime.session import AgentSession, SendReceipt, WhenBusy
 from agent_runtime.takeover import Takeover
 from agent_runtime.wake import end_sandbox, forget_snapshot
-from agent_runtime.workspace import check_tree, file_of, safe_path
+from agent_runtime.workspace import safe_path
 
 _log = structlog.get_logger(__name__)
 
 _STOP_S: Final = 20.0
 """For a stop to be waited for: an agent's polite end, a look at all files, and a sandbox's end."""
-_REPEATABLE: Final = uuid.UUID("6f6e9b0a-5d0e-4a51-9a0c-7d1f6c1c2d11")
-"""Namespace of session ids made from an idempotency key: the same owner and key give the same id."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewSession:
-    """What a client asks for. `workspace_files` are (path, bytes); `message` is sent at once."""
-
-    agent_profile_ref: str
-    architecture: str | None = None
-    session_options: Mapping[str, Any] = field(default_factory=dict)
-    name: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    workspace_files: tuple[tuple[str, bytes], ...] = ()
-    message: Content | None = None
-    idempotency_key: str | None = None
 
 
 class SessionManager:
@@ -141,32 +123,14 @@ class SessionManager:
         self._loaded.check_open()
         profile = await self.profile(new.agent_profile_ref)
         agent = self._loaded.agent(new.architecture or profile.architecture)
-        options = agent.check_options(new.session_options)
-        present = now()
-        files = [(path, text.encode()) for path, text in profile.files.items()]
-        record = SessionRecord(
-            session_id=_session_id(principal, new.idempotency_key),
-            owner=principal.owner,
-            name=new.name,
-            architecture=agent.architecture,
-            agent_profile_reference=profile.profile_id,
-            session_options=options,
-            metadata=dict(new.metadata),
-            created_at=present,
-            last_activity=present,
-        )
-        workspace = {
-            path: file_of(path, content, modified_at=present)
-            for path, content in (*files, *new.workspace_files)
-        }
-        check_tree(workspace, given=[path for path, _ in new.workspace_files])
-        made = await self._create(record, tuple(workspace.values()))
+        record, files = draft(principal, new, profile, agent)
+        made = await self._create(record, files)
         session = await self._loaded.load(record.session_id)
         if made:
             created = SessionChange("created", session.session_id, session.shown())
             self._changes.tell(principal.owner, created)
         if new.message is not None:
-            message_id = str(uuid.uuid5(_REPEATABLE, session.session_id))
+            message_id = first_message_id(session.session_id)
             await session.send(new.message, message_id=message_id, when_busy="queue")
         return session.shown(), made
 
@@ -422,9 +386,3 @@ class SessionManager:
 
 
 _STOPPED: Final = TurnError(code="runtime_stopped", message="The runtime was stopped.", retryable=True)
-
-
-def _session_id(principal: Principal, idempotency_key: str | None) -> str:
-    if idempotency_key is None:
-        return str(uuid.uuid4())
-    return str(uuid.uuid5(_REPEATABLE, f"{principal.owner}\0{idempotency_key}"))

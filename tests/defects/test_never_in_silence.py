@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent_runtime.clock import now
-from agent_runtime.manager import NewSession
+from agent_runtime.creation import NewSession
 from agent_runtime.profile import FileRules
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.reports import AgentIdentity

@@ -2,8 +2,8 @@
 
 import pytest
 
+from agent_runtime.creation import NewSession
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.manager import NewSession
 from agent_runtime.profile import FileRules
 from agent_runtime.testing.scripted_runner import echo
 from tests.runtime.world import ANNA, PROFILE, world

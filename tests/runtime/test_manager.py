@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from agent_runtime.changes import SessionChange
+from agent_runtime.creation import NewSession
 from agent_runtime.errors import Conflict, NotFound, PersistenceFault
-from agent_runtime.manager import NewSession, SessionManager
+from agent_runtime.manager import SessionManager
 from agent_runtime.ports import Principal
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes

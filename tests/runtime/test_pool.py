@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from agent_runtime.creation import NewSession
 from agent_runtime.errors import SandboxFault
-from agent_runtime.manager import NewSession
 from agent_runtime.needs import SandboxNeeds
 from agent_runtime.pool import PoolSettings
 from agent_runtime.ports import SandboxSpec

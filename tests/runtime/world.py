@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent_runtime.config import RuntimeConfig
+from agent_runtime.creation import NewSession
 from agent_runtime.events import Event, Gap, Position, TurnEnd
-from agent_runtime.manager import NewSession, SessionManager
+from agent_runtime.manager import SessionManager
 from agent_runtime.ports import Principal
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import Phase, Turn

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from agent_runtime.config import RuntimeConfig
-from agent_runtime.manager import NewSession, SessionManager
+from agent_runtime.creation import NewSession
+from agent_runtime.manager import SessionManager
 from agent_runtime.pool import PoolSettings
 from agent_runtime.ports import EventLog, SandboxProvider
 from agent_runtime.records import TurnStatus

@@ -10,9 +10,9 @@ from typing import Final
 
 from aiohttp import web
 
+from agent_runtime.creation import NewSession
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.events import Position
-from agent_runtime.manager import NewSession
 from agent_runtime.transport import answers, payloads
 from agent_runtime.transport.call import Call, json_response
 from agent_runtime.transport.sse import accepted, stream_turn, wants_stream

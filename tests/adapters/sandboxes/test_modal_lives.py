@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from agent_runtime.config import RuntimeConfig
+from agent_runtime.creation import NewSession
 from agent_runtime.events import Gap, Position
-from agent_runtime.manager import NewSession, SessionManager
+from agent_runtime.manager import SessionManager
 from agent_runtime.pool import PoolSettings
 from agent_runtime.ports import EventLog
 from agent_runtime.profile import FileRules
