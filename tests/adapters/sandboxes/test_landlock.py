@@ -196,6 +196,29 @@ print(json.dumps([
 
 
 @AS_EITHER
+async def test_an_address_is_read_whole_wherever_it_lies_in_memory(is_root: bool) -> None:
+    told = await attacked(
+        """
+import mmap
+own = socket.socket(socket.AF_UNIX)
+own.bind("own.sock")
+own.listen(64)
+address = b"\\x01\\x00" + os.fsencode(gateway) + b"\\0"
+memory = mmap.mmap(-1, 8192)
+found = []
+for place in range(4096 - len(address) - 1, 4098):
+    memory[place : place + len(address)] = address
+    where = ctypes.addressof(ctypes.c_char.from_buffer(memory, place))
+    with socket.socket(socket.AF_UNIX) as door:
+        found.append(libc.connect(door.fileno(), ctypes.c_void_p(where), len(address)))
+print(json.dumps(sorted(set(found))))
+""",
+        is_root=is_root,
+    )
+    assert told == [0]
+
+
+@AS_EITHER
 async def test_other_processes_are_out_of_reach(is_root: bool) -> None:
     told = await attacked(
         """
