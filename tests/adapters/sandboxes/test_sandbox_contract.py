@@ -46,7 +46,7 @@ class TestLocal(OnThisMachine):
 class TestLocalWithoutNamespaces(OnThisMachine):
     """As root it takes a Python that others can run: see `test_landlock`."""
 
-    in_a_row = 10
+    in_a_row = 40
 
     def provider(self) -> SandboxProvider:
         return LocalSandboxes(self.root, tiers=WITHOUT_NAMESPACES)
