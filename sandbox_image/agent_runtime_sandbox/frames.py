@@ -70,6 +70,8 @@ from typing import Any, Final, Protocol
 PROTOCOL_VERSION: Final = 1
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A longer line breaks the connection. The agent's own lines are bounded below this."""
+MAX_BRACKETS: Final = 1_000_000
+"""Opening ones in a line, also within strings: each may become an object of a hundred bytes to its reader."""
 CHUNK_BYTES: Final = 512 * 1024
 """Raw bytes of a file in one `chunk` or `write`."""
 INLINE_FILE_BYTES: Final = 64 * 1024
@@ -108,8 +110,8 @@ def encode(frame: Frame) -> bytes:
 
 def decode(line: bytes) -> Frame:
     """Read one line. Raises `FrameError`."""
-    if len(line) > MAX_LINE_BYTES:
-        raise FrameError(f"line of {len(line)} bytes")
+    if not is_bounded(line):
+        raise FrameError(f"line of {len(line)} bytes, or of too many brackets")
     try:
         frame = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -133,6 +135,12 @@ async def refuse(writer: Writer, code: str, message: str) -> None:
     """Answer the first line of a connection with a no."""
     writer.write(encode({"k": "refused", "code": code, "message": message}))
     await writer.drain()
+
+
+def is_bounded(line: bytes) -> bool:
+    """Whether a line may be read: long ones are, those that would be millions of objects are not."""
+    few = len(line) <= MAX_BRACKETS or line.count(b"[") + line.count(b"{") <= MAX_BRACKETS
+    return few and len(line) <= MAX_LINE_BYTES
 
 
 class LineSplitter:

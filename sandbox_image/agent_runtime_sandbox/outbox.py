@@ -54,7 +54,7 @@ class Outbox:
             self._head += 1
             stamp = {"o": self._head, "t": now}
             line = frames.encode({**stamp, "k": kind, **fields})
-            if len(line) > frames.MAX_LINE_BYTES:
+            if not frames.is_bounded(line):
                 message = f"a frame `{kind}` of {len(line)} bytes was left out"
                 line = frames.encode({**stamp, "k": "fault", "code": "line_too_long", "message": message})
             self._backlog.append(line)

@@ -52,3 +52,16 @@ async def test_a_line_over_the_bound_of_frames_is_told_as_left_out(monkeypatch: 
         outbox = Outbox(Journal(file.fileno()))
         outbox.emit("agent", line={"text": "x" * 2000})
         assert [(frame["k"], frame["code"]) for frame in read_all(outbox)] == [("fault", "line_too_long")]
+
+
+async def test_a_line_that_would_be_millions_of_objects_is_told_as_left_out_and_read_by_nobody() -> None:
+    crowd: list[list[int]] = [[]] * (frames.MAX_BRACKETS + 1)
+    with tempfile.TemporaryFile() as file:
+        outbox = Outbox(Journal(file.fileno()))
+        outbox.emit("agent", line={"crowd": crowd})
+        outbox.emit("agent", line={"text": "x" * 4 * frames.MAX_BRACKETS})
+        first, last = outbox.read(0, 1)
+        assert json.loads(first)["code"] == "line_too_long"
+        assert json.loads(outbox.read(last, 1)[0])["k"] == "agent"
+    with pytest.raises(frames.FrameError):
+        frames.decode(frames.encode({"k": "agent", "line": {"crowd": crowd}}))
