@@ -68,6 +68,18 @@ class Bounds:
             limits["DATA"] = max(resources.memory_bytes, LEAST_DATA)
         return limits
 
+    def set_inside(self, resources: Resources) -> str:
+        """What a shell inside does before all else, where an ordinary user's sandbox has namespaces.
+
+        Linux counts a user's processes in each user namespace by itself (since 5.14), so that a bound
+        which is set within one is that sandbox's own. Elsewhere it may leave no room to begin: not set.
+        """
+        if self.own_uid or resources.processes is None:
+            return ""
+        bound = resources.processes  # one shell names it -u, another -p
+        tried = f"if (ulimit $kind {bound} && (:)) 2>/dev/null; then ulimit $kind {bound}; break; fi"
+        return f"for kind in -u -p; do {tried}; done; "
+
     def watched_disk(self, resources: Resources) -> tuple[str, ...]:
         """Options for a runner that has to watch its disk itself."""
         if self.disks is not None or resources.disk_bytes is None:
@@ -94,6 +106,6 @@ def granted(resources: Resources) -> Resources:
 _NAMES: Final = {
     "cpu": "CPU",
     "memory_bytes": "memory (but for a limit of each process)",
-    "processes": "processes",
+    "processes": "processes (but for a count that Linux keeps for each user namespace, from 5.14 on)",
     "disk_bytes": "disk (it is watched: a sandbox that takes more is ended)",
 }

@@ -196,7 +196,7 @@ class _Bubblewrap:
         more = (*toolchain.options, *watch, *relay_options(job.spec))
         inside = interpreter(toolchain.python, self.runner, job.spec, *more)
         return Plan(
-            argv=bubblewrap.command(_program(), self.script, inside),
+            argv=bubblewrap.command(_program(), self.bounds.set_inside(job.resources) + self.script, inside),
             cwd="/",
             places={**job.places, **variables_place(job.spec, stack), **_data_places(options, stack)},
             limits=self.bounds.limits(job.resources),

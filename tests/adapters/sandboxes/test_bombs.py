@@ -15,6 +15,7 @@ from agent_runtime_adapters.sandboxes.registry import Registry
 from agent_runtime_adapters.sandboxes.tiers import Tier
 from tests.adapters.sandboxes.machine import (
     Inside,
+    as_ordinary_user,
     death_of,
     inside,
     needs_groups,
@@ -172,6 +173,41 @@ except OSError as error:
             made, refusal = await agent.run(forks)
             assert 32 < made <= 64
             assert refusal == "EAGAIN"
+
+
+@needs_local_sandboxes
+@needs_root
+async def test_processes_of_an_ordinary_users_sandboxes_are_counted_for_each_by_itself() -> None:
+    """Far below what a user may have: the kernel counts them in the user namespace of each."""
+    forks = """
+made = 0
+try:
+    while made < 200:
+        if not os.fork():
+            import time; time.sleep(3); os._exit(0)
+        made += 1
+except OSError:
+    pass
+print(made)
+"""
+    program = f"""
+import asyncio, json
+from tests.adapters.sandboxes.machine import inside, place
+from agent_runtime_adapters.sandboxes.tiers import Tier
+WITHOUT_GROUPS = (Tier.BUBBLEWRAP,)
+async def main():
+    with place() as root:
+        async with (
+            inside(root, tiers=WITHOUT_GROUPS, processes=64) as first,
+            inside(root, tiers=WITHOUT_GROUPS, processes=64) as second,
+        ):
+            made = await asyncio.gather(first.run({forks!r}), second.run({forks!r}))
+    print(json.dumps(made))
+asyncio.run(main())
+"""
+    first, second = await as_ordinary_user(program)
+    assert 32 < first <= 64
+    assert 32 < second <= 64
 
 
 @needs_local_sandboxes
