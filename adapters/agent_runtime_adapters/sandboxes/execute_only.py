@@ -27,8 +27,6 @@ from typing import Final
 from agent_runtime_adapters.sandboxes.toolchain import agent_binaries
 
 EXECUTE_ONLY: Final = 0o111
-PASSABLE: Final = 0o711
-"""Of a folder: whoever knows what is in there gets at it, and nobody else can list it."""
 UNUSED_FOR_S: Final = 30 * 86400.0
 """Copies that nobody asked for in so long are removed when another one is made."""
 _PIECE_BYTES: Final = 64 * 1024 * 1024
@@ -54,12 +52,10 @@ class AgentCopies:
 
     Args:
         spare: a folder for them where the user's cache folder cannot be used.
-        passable: they are started at the place where they lie, by users who must get there: in `spare`.
     """
 
-    def __init__(self, spare: Path, *, passable: bool = False) -> None:
+    def __init__(self, spare: Path) -> None:
         self._spare = spare
-        self._passable = passable
         self._one_at_a_time = asyncio.Lock()
         self.found: Mapping[str, Path] = MappingProxyType({})
 
@@ -72,9 +68,9 @@ class AgentCopies:
         return len(self.found) == len(binaries)
 
     def _made(self, binary: Path) -> Path | None:
-        for cache in (self._spare,) if self._passable else (cache_folder(), self._spare):
+        for cache in (cache_folder(), self._spare):
             with suppress(OSError):
-                return execute_only(binary, cache, folder_mode=PASSABLE if self._passable else 0o700)
+                return execute_only(binary, cache)
         return None
 
 
@@ -84,7 +80,7 @@ def cache_folder() -> Path:
     return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "agent-runtime"
 
 
-def execute_only(binary: Path, cache: Path, *, folder_mode: int = 0o700) -> Path:
+def execute_only(binary: Path, cache: Path) -> Path:
     """The copy of a binary, made where there is none. Blocks while copying. Raises `OSError`."""
     source = binary.resolve()
     facts = source.stat()
@@ -92,9 +88,8 @@ def execute_only(binary: Path, cache: Path, *, folder_mode: int = 0o700) -> Path
     folder = cache / hashlib.sha256(sign.encode()).hexdigest()[:32]
     copy = folder / binary.name
     if not _is_whole(copy, facts.st_size):
-        for each in (cache, folder):
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            each.chmod(folder_mode)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _copy(source, copy)
         _remove_unused(cache)
     os.utime(folder)

@@ -21,7 +21,6 @@ from agent_runtime_adapters.sandboxes import bubblewrap, cgroups, landlock, proc
 from agent_runtime_adapters.sandboxes.bounds import Bounds
 from agent_runtime_adapters.sandboxes.dependencies import DependencyStore
 from agent_runtime_adapters.sandboxes.descriptors import hold
-from agent_runtime_adapters.sandboxes.execute_only import PASSABLE, AgentCopies
 from agent_runtime_adapters.sandboxes.keeper import Job, until_gone
 from agent_runtime_adapters.sandboxes.launching import (
     FIRST_FREE_PLACE,
@@ -43,6 +42,8 @@ from agent_runtime_sandbox import frames
 RULES_PLACE: Final = FIRST_FREE_PLACE
 GATEWAY_PLACE: Final = FIRST_FREE_PLACE + 1
 """The descriptor of the folder that the gateway's socket is in."""
+PASSABLE: Final = 0o711
+"""A sandbox's own user must get through to its folders; what is in there it can neither list nor read."""
 _ALSO_READ: Final = ("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/gitconfig", "/proc", "/usr")
 _DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
@@ -53,7 +54,6 @@ class Landlocked:
 
     runner: tuple[str, ...]
     dependencies: DependencyStore
-    agents: AgentCopies
     script: str
     name: str
     isolation: str
@@ -79,8 +79,7 @@ class Landlocked:
         )
 
     def _rules(self, job: Job) -> dict[str, Any]:
-        toolchain = find_toolchain(self.agents.found)
-        agents = [f"--agent={driver}={copy}" for driver, copy in self.agents.found.items()]
+        toolchain = find_toolchain()
         library, workspace, home = (job.folder / name for name in ("lib", "workspace", "home"))
         library.mkdir()
         (library / runner_folder().name).symlink_to(runner_folder())
@@ -89,9 +88,7 @@ class Landlocked:
                 folder.chmod(PASSABLE)
         mounts = [*toolchain.mounts, Mount(str(library), str(INSIDE / "lib"))]
         python = _here(toolchain.python, mounts)
-        command = interpreter(
-            python, self.runner, job.spec, *agents, *self.bounds.watched_disk(job.resources)
-        )
+        command = interpreter(python, self.runner, job.spec, *self.bounds.watched_disk(job.resources))
         tools = self.dependencies.tools(job.spec.needs.dependencies, toolchain_here())
         packages = [mount.source for mount in mounts]
         return {

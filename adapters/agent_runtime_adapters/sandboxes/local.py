@@ -75,7 +75,6 @@ class LocalSandboxes:
         self._dependencies = DependencyStore(root / "dependencies", mounted=True)
         self._dependencies_here = DependencyStore(root / "dependencies", mounted=False)
         self._agents = AgentCopies(root / ".agents")
-        self._agents_in_place = AgentCopies(root / ".agents", passable=True)
         self._keeper = Keeper(root, _Bubblewrap(runner, self._dependencies, self._agents))
 
     @property
@@ -99,10 +98,10 @@ class LocalSandboxes:
         found = await self.probe()
         if not found.available:
             raise SandboxFault(" ".join(found.reasons), code="sandbox_unavailable", retryable=False)
-        await self._copies(found.isolation).make()
         if found.isolation in WITHOUT_NAMESPACES:
             await self._dependencies_here.prepare(spec.needs.dependencies, toolchain_here())
         else:
+            await self._agents.make()
             await self._dependencies.prepare(spec.needs.dependencies, find_toolchain())
         return await self._keeper.create(spec)
 
@@ -129,18 +128,17 @@ class LocalSandboxes:
         await self._dependencies_here.close()
 
     async def _is_open(self, found: Found) -> tuple[str, ...]:
-        """Why the agent is not shut to its tools, where it is not."""
+        """Why the agent is not shut to its tools, where it is not and nothing has been said of it."""
         assert found.tier is not None
-        if not await self._copies(found.tier).make():
+        if found.tier in WITHOUT_NAMESPACES:
+            return ()
+        if not await self._agents.make():
             return (NO_COPY,)
         try:
             await self._attempt(found.tier, found.bounds, ("-c", IS_ANY_OPEN))
         except SandboxFault:
             return (NOT_SHUT,)
         return ()
-
-    def _copies(self, tier: str) -> AgentCopies:
-        return self._agents_in_place if tier in WITHOUT_NAMESPACES else self._agents
 
     async def _attempt(
         self, tier: Tier, bounds: Bounds, runner: tuple[str, ...] = ("-c", REACH_THE_GATEWAY)
@@ -155,8 +153,7 @@ class LocalSandboxes:
         self, tier: Tier, bounds: Bounds, runner: tuple[str, ...], *, script: str = SAY_READY_THEN_RUN
     ) -> Manner:
         if tier in WITHOUT_NAMESPACES:
-            store, agents = self._dependencies_here, self._agents_in_place
-            return Landlocked(runner, store, agents, script, PROVIDER, tier.value, bounds)
+            return Landlocked(runner, self._dependencies_here, script, PROVIDER, tier.value, bounds)
         return _Bubblewrap(
             runner, self._dependencies, self._agents, script=script, isolation=tier.value, bounds=bounds
         )

@@ -41,6 +41,7 @@ _LANDLOCK_LACKS: Final = (
     "Without namespaces a sandbox sees which processes and files this machine has, though it can touch none.",
     "Without namespaces there is no private /tmp or /dev/shm, and no terminal.",
     "Without namespaces there is no network inside: hosts that a profile allows cannot be reached.",
+    "Without namespaces tools can reach into the agent's process.",
 )
 
 Attempt = Callable[[Tier, Bounds], Awaitable[None]]

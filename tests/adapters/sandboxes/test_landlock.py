@@ -58,7 +58,7 @@ async def main():
                 bystander.wait()
                 await sandbox.stop()
         assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("x", 0o644)
-        assert {path.name for path in root.iterdir()} == {".lock", ".agents"}
+        assert [path.name for path in root.iterdir()] == [".lock"]
     print(json.dumps(told))
 """
 
@@ -242,30 +242,6 @@ for pid in (runtime, bystander, keeper):
     ]
 shared = [call(*c) for c in ((29, 0, 4096, 0o1600), (68, 0, 0o1600), (64, 0, 1, 0o1600))]
 print(json.dumps(found + (shared if os.uname().machine == "x86_64" else [])))
-""",
-        is_root=is_root,
-    )
-    assert set(told) <= {"EACCES", "EPERM"}, told
-
-
-@AS_EITHER
-async def test_the_agent_is_shut_to_its_tools(is_root: bool) -> None:
-    told = await attacked(
-        """
-words = open(f"/proc/{os.getppid()}/cmdline").read().split(chr(0))
-program = next(word.split("=", 2)[2] for word in words if word.startswith("--agent="))
-null = subprocess.DEVNULL
-agent = subprocess.Popen([program, "-p"], stdin=subprocess.PIPE, stdout=null, stderr=null)
-print(json.dumps([
-    attempt(lambda: open(program, "rb").read(4)),
-    attempt(lambda: open(program, "r+b")),
-    attempt(lambda: open(f"/proc/{agent.pid}/environ").read()),
-    attempt(lambda: open(f"/proc/{agent.pid}/mem", "rb").read(1)),
-    attempt(lambda: os.listdir(f"/proc/{agent.pid}/fd")),
-    attempt(lambda: open(f"/proc/{agent.pid}/fd/0", "w")),
-    call(101 if os.uname().machine == "x86_64" else 117, 16, agent.pid, 0, 0),
-]))
-agent.kill()
 """,
         is_root=is_root,
     )
