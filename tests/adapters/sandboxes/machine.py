@@ -160,7 +160,11 @@ async def as_ordinary_user(program: str, *, join: Sequence[Path] = (), is_root: 
     )
     for group in join:
         (group / "cgroup.procs").write_text(str(process.pid))
-    printed, complaints = await process.communicate(b"go\n")
+    try:
+        printed, complaints = await process.communicate(b"go\n")
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()  # a test that takes too long leaves nothing
     assert process.returncode == 0, complaints.decode()
     return json.loads(printed.splitlines()[-1])
 
