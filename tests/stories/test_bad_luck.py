@@ -70,7 +70,8 @@ async def test_a_turn_whose_sandbox_hangs_ends_within_the_grace_of_an_interrupt(
 
         assert ack == {"ok": True, "interrupted": True}
         assert cut["status"] == "cancelled"
-        assert took >= GRACE_S - 0.1
+        if hung == RUNNER:  # a stopped agent is seen by its runner, and killed at once
+            assert took >= GRACE_S - 0.1
         assert went_on["status"] == "completed"
 
 
