@@ -4,16 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from agent_runtime.ports import SandboxProvider
 from agent_runtime.testing.sandbox_contract import SandboxContract
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
-from agent_runtime_adapters.sandboxes.tiers import Tier
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
-from tests.adapters.sandboxes.machine import needs_local_sandboxes, place, processes_of, why_not
-
-WITHOUT_NAMESPACES = (Tier.LANDLOCK_CGROUP, Tier.LANDLOCK)
+from tests.adapters.sandboxes.machine import needs_local_sandboxes, place, processes_of
 
 
 class OnThisMachine(SandboxContract):
@@ -40,16 +35,6 @@ class OnThisMachine(SandboxContract):
 class TestLocal(OnThisMachine):
     def provider(self) -> SandboxProvider:
         return LocalSandboxes(self.root)
-
-
-@pytest.mark.skipif(why_not(WITHOUT_NAMESPACES) is not None, reason=str(why_not(WITHOUT_NAMESPACES)))
-class TestLocalWithoutNamespaces(OnThisMachine):
-    """As root it takes a Python that others can run: see `test_landlock`."""
-
-    in_a_row = 40
-
-    def provider(self) -> SandboxProvider:
-        return LocalSandboxes(self.root, tiers=WITHOUT_NAMESPACES)
 
 
 class TestUnsafeSubprocess(OnThisMachine):
