@@ -24,7 +24,7 @@ check: $(READY)
 
 # all of them, or: make bench B=first_block
 bench: $(READY)
-	@$(BIN)/python tools/prepare.py demo
+	@$(BIN)/python tools/prepare.py bench
 	$(BIN)/python bench $(B)
 
 # make chaos SEEDS=500, or one seed again: make chaos SEED=17
@@ -36,7 +36,7 @@ fmt: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) tests/clients/node_modules demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) tests/clients/node_modules bench/peers/node_modules demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

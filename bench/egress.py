@@ -28,8 +28,7 @@ from agent_runtime.gateway.broker import Gateway
 from agent_runtime.needs import Egress
 from agent_runtime_sandbox.relay import Relay
 from figures import save, summary, table
-from gateway import cpu_seconds
-from served import process
+from processes import cpu_seconds, process
 
 CONNECTIONS_A_RUN = 100
 MIB = 1024 * 1024

@@ -29,7 +29,8 @@ from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
 from agent_runtime.needs import Egress
 from figures import save, summary, table
-from served import process, scripted_model
+from processes import cpu_seconds, process
+from served import scripted_model
 
 REQUESTS_A_RUN = 100
 REQUEST_BYTES = 50_000
@@ -128,12 +129,6 @@ async def _stream(way: Way, gateway: int, prompt: str, into: Samples) -> None:
     _, whole, size = await way.ask(prompt, 0)
     into.whole.append(whole / size * MIB)
     into.cpu.append((cpu_seconds(gateway) - spent) / size * MIB)
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time of all threads of a process; Linux only."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def tell(requests: dict[str, Samples], streams: dict[str, dict[str, Samples]]) -> dict[str, Any]:

@@ -8,34 +8,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from agent_runtime_adapters.sandboxes.registry import Registry
 from figures import save, table
+from processes import Memory, children, memory
 from served import System, new_session, scripted_model, served, viewing
 
 SETTLE_S = 3.0
 """An agent that has just answered still gives memory back; a runtime still syncs."""
-MIB = 1024.0
-"""The kernel counts in KiB."""
-
-
-class Memory(NamedTuple):
-    """KiB."""
-
-    pss: int
-    private: int
-
-    def __add__(self, other: object) -> Memory:
-        assert isinstance(other, Memory)
-        return Memory(self.pss + other.pss, self.private + other.private)
-
-    def each(self, before: Memory, count: int) -> dict[str, float]:
-        """What was added by each of so many, in MiB."""
-        return mib((self.pss - before.pss) / count, (self.private - before.private) / count)
+MIB = 1024.0 * 1024.0
 
 
 async def loaded_sessions(model_url: str, count: int) -> dict[str, dict[str, float]]:
@@ -48,7 +31,7 @@ async def loaded_sessions(model_url: str, count: int) -> dict[str, dict[str, flo
         for _ in range(count):
             await _load(system, await new_session(system))
         after = await _settled(system.pid)
-    return {"runtime": mib(*before), "loaded_session": after.each(before, count)}
+    return {"runtime": mib(before.pss, before.private), "loaded_session": each(after, before, count)}
 
 
 async def idle_agents(model_url: str, count: int) -> dict[str, dict[str, float]]:
@@ -59,13 +42,13 @@ async def idle_agents(model_url: str, count: int) -> dict[str, dict[str, float]]
         for _ in range(count):
             await _answer(system, stack)
         after, inside_after = await _settled(system.pid), _sandboxes(system)
-    nothing = Memory(0, 0)
+    nothing = Memory(0, 0, 0)
     roles = {
-        f"sandbox: {role}": inside_after[role].each(inside_before.get(role, nothing), count)
+        f"sandbox: {role}": each(inside_after[role], inside_before.get(role, nothing), count)
         for role in sorted(inside_after)
     }
-    whole = sum(inside_after.values(), nothing).each(sum(inside_before.values(), nothing), count)
-    return {"agent_session: runtime's share": after.each(before, count), **roles, "sandbox: all": whole}
+    whole = each(sum(inside_after.values(), nothing), sum(inside_before.values(), nothing), count)
+    return {"agent_session: runtime's share": each(after, before, count), **roles, "sandbox: all": whole}
 
 
 async def _load(system: System, session_id: str) -> None:
@@ -90,17 +73,12 @@ def _sandboxes(system: System) -> dict[str, Memory]:
         assert record.keeper is not None
         for pid in _tree(record.keeper.pid):
             role = _role(pid)
-            found[role] = found.get(role, Memory(0, 0)) + memory(pid)
+            found[role] = found.get(role, Memory(0, 0, 0)) + memory(pid)
     return found
 
 
 def _tree(pid: int) -> list[int]:
-    children = [
-        int(child)
-        for file in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in file.read_text().split()
-    ]
-    return [pid, *(below for child in children for below in _tree(child))]
+    return [pid, *(below for child in children(pid) for below in _tree(child))]
 
 
 def _role(pid: int) -> str:
@@ -108,16 +86,14 @@ def _role(pid: int) -> str:
     return "runner" if name.startswith("python") else {"claude": "agent"}.get(name, name)
 
 
-def memory(pid: int) -> Memory:
-    """Of one process. Another user's is readable by root only."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    fields = Counter({line.split(":")[0]: int(line.split()[1]) for line in lines})
-    return Memory(fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"])
+def each(after: Memory, before: Memory, count: int) -> dict[str, float]:
+    """What was added by each of so many, in MiB."""
+    return mib((after.pss - before.pss) / count, (after.private - before.private) / count)
 
 
-def mib(pss_kib: float, private_kib: float) -> dict[str, float]:
-    """As it is shown and kept."""
-    return {"pss_mib": round(pss_kib / MIB, 3), "private_mib": round(private_kib / MIB, 3)}
+def mib(pss: float, private: float) -> dict[str, float]:
+    """Bytes, as they are shown and kept."""
+    return {"pss_mib": round(pss / MIB, 3), "private_mib": round(private / MIB, 3)}
 
 
 async def measure(sessions: int, agents: int) -> dict[str, dict[str, float]]:

@@ -32,7 +32,8 @@ from agent_runtime_adapters.sandboxes.registry import Registry
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 from agent_runtime_modal_local import LocalModal
 from figures import save, summary, table
-from memory import memory, mib
+from memory import mib
+from processes import memory
 
 MS = 1000.0
 SAY_READY = ("/bin/sh", "-c", "echo ready")

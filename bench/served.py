@@ -16,19 +16,18 @@ import os
 import sys
 import time
 import uuid
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
 import socketio
 
-WITHIN_S = 90.0
-COMPLAINT_BYTES = 4096
+from processes import WITHIN_S, process
+
 PROMPT = "[[script:text]]"
 
 
@@ -52,44 +51,21 @@ async def scripted_model() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def served(model_url: str, **settings: Any) -> AsyncIterator[System]:
-    """Run `agent-runtime serve` on a fresh folder; `settings` by the names that a file has for them."""
+async def served(model_url: str, *, core: int | None = None, **settings: Any) -> AsyncIterator[System]:
+    """Run `agent-runtime serve` on a fresh folder; `settings` by the names that a file has for them.
+
+    With `core` the server, and with it the sandboxes that it starts, is pinned.
+    """
     with TemporaryDirectory(prefix="agent-runtime-bench-", ignore_cleanup_errors=True) as folder:
         data = Path(folder)
         program = str(Path(sys.executable).with_name("agent-runtime"))
         config = data / "settings.yaml"
         config.write_text(json.dumps({"port": 0, "data": str(data / "data"), **settings}))
         env = {**os.environ, "ANTHROPIC_BASE_URL": model_url, "ANTHROPIC_API_KEY": "sk-ant-bench"}
-        async with process(program, "serve", "--config", str(config), env=env) as (server, ready):
+        async with process(program, "serve", "--config", str(config), env=env, core=core) as (server, ready):
             headers = {"Authorization": f"Bearer {ready['token']}"}
             async with aiohttp.ClientSession(ready["url"], headers=headers) as http:
                 yield System(ready["url"], ready["token"], server.pid, data / "data", http)
-
-
-@asynccontextmanager
-async def process(*argv: str, env: dict[str, str] | None = None) -> AsyncIterator[tuple[Process, Any]]:
-    """Start a program that says on its first line that it is ready; end it politely.
-
-    What it complained about is printed only where the measurement fails.
-    """
-    with TemporaryFile() as complaints:
-        child = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=complaints, env=env)
-        try:
-            assert child.stdout is not None
-            async with asyncio.timeout(WITHIN_S):
-                line = await child.stdout.readline()
-            if not line:
-                raise SystemExit(f"did not start: {' '.join(argv)}")
-            yield child, json.loads(line)
-        except BaseException:
-            complaints.seek(0)
-            sys.stderr.write(complaints.read()[-COMPLAINT_BYTES:].decode(errors="replace"))
-            raise
-        finally:
-            if child.returncode is None:
-                child.terminate()
-            async with asyncio.timeout(WITHIN_S):
-                await child.wait()
 
 
 @dataclass(frozen=True)

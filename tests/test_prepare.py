@@ -15,7 +15,7 @@ def prepare(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
 def test_a_target_that_nobody_knows_gets_one_clear_line(tmp_path: Path) -> None:
     done = prepare("dance", path=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr == "usage: prepare.py python|demo|test\n"
+    assert done.stderr == "usage: prepare.py python|demo|test|bench\n"
 
 
 def test_what_is_missing_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Prepare: see that this machine has what a target needs; install it where we may, say how where not.
 
-Run by the Makefile with the target's name: `python` (before there is an environment), `demo` or
-`test`. Standard library only. System packages are installed with apt when this runs as root on a
+Run by the Makefile with the target's name: `python` (before there is an environment), `demo`, `test`
+or `bench`. Standard library only. System packages are installed with apt when this runs as root on a
 Debian or Ubuntu; everywhere else the missing ones are named, with the command that brings them, and
 the exit code is 1.
 """
@@ -26,12 +26,20 @@ NEEDS = {
         ("curl", "curl", "the ways out of a sandbox"),
         ("git", "git", "the ways out of a sandbox"),
     ),
+    "bench": (
+        BUBBLEWRAP,
+        ("node", "nodejs", "the peers in Node.js"),
+        ("npm", "npm", "installing those peers"),
+        ("git", "git", "the revision that bench-gate compares with"),
+    ),
 }
 OF_ROOT = {"test": (("mkfs.ext4", "e2fsprogs", "disks of their own for the sandboxes of root"),)}
 """What is needed besides by whoever is root."""
 ADMINISTRATORS = "/usr/sbin:/sbin"
 """Where programs may lie that are not on everybody's path."""
-CLIENTS = Path(__file__).resolve().parent.parent / "tests" / "clients"
+ROOT = Path(__file__).resolve().parent.parent
+NODE_PACKAGES = {"test": ROOT / "tests" / "clients", "bench": ROOT / "bench" / "peers"}
+"""Where a target's packages for Node.js are listed, and are installed to."""
 
 
 def main() -> int:
@@ -51,8 +59,11 @@ def main() -> int:
         for command, package, purpose in missing:
             print(f"missing: {command} (for {purpose}): apt-get install {package}", file=sys.stderr)
         return 1
-    if target == "test" and not (CLIENTS / "node_modules" / ".package-lock.json").exists():
-        return subprocess.call(["npm", "ci", "--silent", "--no-audit", "--no-fund", "--prefix", str(CLIENTS)])
+    packages = NODE_PACKAGES.get(target)
+    if packages is not None and not (packages / "node_modules" / ".package-lock.json").exists():
+        return subprocess.call(
+            ["npm", "ci", "--silent", "--no-audit", "--no-fund", "--prefix", str(packages)]
+        )
     return 0
 
 
