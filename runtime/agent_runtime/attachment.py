@@ -43,13 +43,16 @@ class Attachment:
         self.passages = Passages(link.sandbox)
         self.lost: TurnError | None = None
         self._seen_before: dict[str, int] = {}
+        self._taken_over: set[str] = set()
         self.tasks: list[asyncio.Task[None]] = []
         self._hushing = False
         self._session_id = session_id
 
     def untouched(self, turn_id: str | None) -> bool:
         """Whether nothing was said or done since this turn's message was handed over, if it was."""
-        return turn_id is not None and self._seen_before.get(turn_id, self.link.seen) == self.link.seen
+        if turn_id is None or turn_id in self._taken_over:
+            return False
+        return self._seen_before.get(turn_id, self.link.seen) == self.link.seen
 
     def expect(self, turn_id: str) -> None:
         """A turn's message is about to be handed over, for the first time or once more."""
@@ -59,7 +62,7 @@ class Attachment:
 
     def take_over(self, turn_id: str) -> None:
         """A turn's message may have been handed over by an earlier process: who knows what came of it."""
-        self._seen_before[turn_id] = -1
+        self._taken_over.add(turn_id)
 
     async def listen(self) -> TurnError:
         """Read until the sandbox is of no more use; returns why, which is `lost` from then on."""
@@ -80,7 +83,9 @@ class Attachment:
         if note is not None:
             said = [{"type": "text", "text": native}] if isinstance(native, str) else native
             native = [{"type": "text", "text": note}, *said]
-        await self.link.command("message", uuid=turn_id, content=native)
+        reply = await self.link.command("message", uuid=turn_id, content=native)
+        if isinstance(reply, dict) and reply.get("duplicate") is False:
+            self._taken_over.discard(turn_id)  # the agent did not have it before now
 
     async def change_options(self, options: dict[str, Any]) -> None:
         """Have the running agent follow. Raises `SandboxFault`."""

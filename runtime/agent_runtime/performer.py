@@ -213,8 +213,8 @@ class Performer:
             await self._hand_over(attached, turn_id, content)
         except SandboxFault as fault:
             if attached is self.holder.attached:
-                lost = moves.SandboxLost(turn_error(fault), untouched=attached.untouched(turn_id))
-                self.machine.feed(lost)
+                untouched = fault.code == NO_AGENT or attached.untouched(turn_id)
+                self.machine.feed(moves.SandboxLost(turn_error(fault), untouched=untouched))
 
     async def _hand_over(self, attached: Attachment, turn_id: str, content: Content) -> None:
         """A message, behind what the agent is still to be told. Raises `SandboxFault`."""

@@ -341,11 +341,17 @@ class AgentSession:
 
         Those that wait must be known while a turn is under way: its agent may have answered them too.
         """
+        if turn is None and waiting and agent:
+            # It comes next, as it would have come then: its agent may have been handed it, and be done.
+            first, *waiting = waiting
+            await self._turns.begin(first)
+            turn = self._turns.current
+        elif turn is not None:
+            self._turns.go_on(turn, await self._said(turn))
         if turn is None:
             self._machine.feed(moves.Attached(None, (), autonomous=False, agent=agent))
             self._holder.go_on(waiting)
             return waiting
-        self._turns.go_on(turn, await self._said(turn))
         autonomous = turn.message_id is None
         attached = moves.Attached(turn.turn_id, tuple(waiting), autonomous=autonomous, agent=agent)
         self._machine.feed(attached)

@@ -100,10 +100,15 @@ class AgentPlace:
         self._tasks.create_task(self._follow(driver), name="agent")
 
     async def message(self, uuid: str, content: str | list[Any]) -> bool:
-        """Hand over a message; False when this uuid was handed over before. Raises `DriverError`."""
-        driver = self._running()
+        """Hand over a message; False when this uuid was handed over before. Raises `DriverError`.
+
+        One that is refused never reached this agent: an agent that is about to end takes no more.
+        """
         if uuid in self._uuids:
             return False
+        driver = self._running()
+        if self._closing:
+            raise DriverError("agent_not_running", "the agent is about to end")
         self._uuids[uuid] = None
         if len(self._uuids) > _REMEMBERED_UUIDS:
             self._uuids.popitem(last=False)

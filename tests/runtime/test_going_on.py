@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 
-from agent_runtime.blocks import AssistantText, BlockState, ToolResult, ToolStatus, ToolUse
+from agent_runtime.blocks import (
+    AssistantText,
+    BlockState,
+    Subagent,
+    SubagentStatus,
+    ToolResult,
+    ToolStatus,
+    ToolUse,
+)
 from agent_runtime.clock import now
+from agent_runtime.errors import PersistenceFault
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, TextDelta
 from agent_runtime.ports import StoredBlock
-from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.records import Phase, Turn, TurnStatus
 from agent_runtime.reports import AgentIdentity, AgentTurnBegan
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
@@ -316,16 +325,129 @@ async def test_a_store_that_cannot_be_read_at_the_start_costs_no_agent_its_life(
             assert len(sandboxes.made) == 1
 
 
+class UntilATurnEnds(MemoryPersistence):
+    """A store that goes away right after it took the end of a turn, until `back`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back = False
+        self.away = asyncio.Event()
+
+    async def save_turn(self, session_id: str, turn: Turn, *rest: Any, **named: Any) -> None:
+        if self.away.is_set() and not self.back:
+            raise PersistenceFault("The store is away.")
+        await super().save_turn(session_id, turn, *rest, **named)
+        if turn.ended_at is not None:
+            self.away.set()
+
+
+async def test_a_message_that_steered_and_was_answered_between_two_lives_is_not_asked_again() -> None:
+    """The end of the first turn was stored, the beginning of the next one was not any more."""
+    one_by_one, store = OneByOne(), UntilATurnEnds()
+    async with ScriptedSandboxes(one_by_one) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as it:
+            session_id = await it.new(message="one")
+            await eventually(lambda: one_by_one.playing == ["one"])
+            steered = await it.send(session_id, "two", when_busy="steer")
+            assert steered.outcome == "steered"
+            one_by_one.go_on.release()
+            await store.away.wait()
+            await killed(it)
+        one_by_one.go_on.release()
+        await eventually(lambda: one_by_one.done == ["one", "two"])
+        store.back = True
+        async with runtime(sandboxes, store) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            await all_ended(it, session_id)
+            first, second = await it.turns(session_id)
+            assert [turn.status for turn in (first, second)] == [TurnStatus.COMPLETED] * 2
+            assert one_by_one.done == ["one", "two"]
+            blocks = await stored(store, session_id)
+            assert [(each.block.turn_id, each.block.type) for each in blocks] == [
+                (first.turn_id, "user_message"),
+                (first.turn_id, "assistant_text"),
+                (second.turn_id, "user_message"),
+                (second.turn_id, "assistant_text"),
+            ]
+
+
+async def test_what_is_told_again_stays_in_its_turn_when_the_next_one_has_begun() -> None:
+    """A subagent in the background leaves a block open, so the end of the first turn is no checkpoint."""
+
+    async def script(stage: Stage) -> None:
+        if stage.message == "one":
+            call = ToolUse(id="call-block", tool_name="Task", tool_use_id="call", timestamp=now())
+            child = Subagent(
+                id="sub",
+                subagent_id="child",
+                tool_use_id="call",
+                timestamp=now(),
+                status=SubagentStatus.RUNNING,
+            )
+            answer = ToolResult(id="answer", tool_use_id="call", timestamp=now(), output="It works.")
+            for block in (call, child, answer):
+                stage.tell(
+                    BlockStart(block=block.model_copy(update={"state": BlockState.STREAMING})),
+                    BlockComplete(block_id=block.id, block=block),
+                )
+            half = AssistantText(
+                id="half", timestamp=now(), state=BlockState.STREAMING, conversation_id="child"
+            )
+            stage.tell(BlockStart(block=half, conversation_id="child"))
+        stage.text(f"{stage.turn_id}-text", stage.message)
+        stage.rest(message_ids=(stage.turn_id,))
+
+    store = UntilATurnEnds()
+    async with ScriptedSandboxes(script) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True) as it:
+            session_id = await it.new()
+            await it.send(session_id, "one")
+            second = await it.send(session_id, "two")
+            await store.away.wait()
+            await killed(it)
+        store.back = True
+        async with runtime(sandboxes, store) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            await all_ended(it, session_id)
+            first, _ = await it.turns(session_id)
+            whose = {each.block.id: each.block.turn_id for each in await stored(store, session_id)}
+        assert whose["call-block"] == whose["answer"] == whose[f"{first.turn_id}-text"] == first.turn_id
+        assert whose[f"{second.turn_id}-text"] == second.turn_id
+
+
+class OneByOne:
+    """A script that answers messages one after the other, as agents do; each waits for `go_on`."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Semaphore(0)
+        self.playing: list[str] = []
+        self.done: list[str] = []
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, stage: Stage) -> None:
+        async with self._turn:
+            self.playing.append(stage.message)
+            await self.go_on.acquire()
+            stage.text(f"{stage.turn_id}-text", stage.message)
+            stage.rest(message_ids=(stage.turn_id,))
+            self.done.append(stage.message)
+
+
 # However often, whenever.
 
 
 class Telling:
-    """A script that works on a message in small steps; each step waits until it may go on."""
+    """A script that works on one message after the other, in small steps; others get on after each."""
 
     def __init__(self) -> None:
         self.told = 0
+        self._turn = asyncio.Lock()
 
     async def __call__(self, stage: Stage) -> None:
+        async with self._turn:
+            await self._work(stage)
+
+    async def _work(self, stage: Stage) -> None:
         stage.tell(AgentIdentity("agent"), AgentTurnBegan())
         for number in range(6):
             await self.step(stage, f"{stage.message}-{number}")
@@ -360,8 +482,9 @@ class Telling:
 MESSAGES = ("a", "b", "c")
 
 
+@pytest.mark.parametrize("when_busy", ["queue", "steer"])
 @pytest.mark.parametrize("seed", range(40))
-async def test_whenever_it_is_killed_nothing_is_missing_doubled_or_changed(seed: int) -> None:
+async def test_whenever_it_is_killed_nothing_is_missing_doubled_or_changed(seed: int, when_busy: str) -> None:
     dice, store = random.Random(seed), MemoryPersistence()
     async with ScriptedSandboxes(Telling()) as sandboxes:
         session_id, kills = "", dice.randrange(1, 12)
@@ -369,12 +492,12 @@ async def test_whenever_it_is_killed_nothing_is_missing_doubled_or_changed(seed:
             async with runtime(sandboxes, store, leaves=True, sync_interval_s=0.001) as it:
                 session_id = session_id or await it.new()
                 for name in MESSAGES:
-                    await it.send(session_id, name, f"m-{name}")
+                    await it.send(session_id, name, f"m-{name}", when_busy=when_busy)
                 await some_time(dice)
                 await killed(it)
         async with runtime(sandboxes, store, sync_interval_s=0.001) as it:
             for name in MESSAGES:
-                await it.send(session_id, name, f"m-{name}")
+                await it.send(session_id, name, f"m-{name}", when_busy=when_busy)
             await it.manager.snapshot(ANNA, session_id)
             await all_ended(it, session_id)
             assert_orderly(await it.events(session_id))

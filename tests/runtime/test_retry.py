@@ -7,6 +7,7 @@ from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from agent_runtime_sandbox.frames import Frame
 from tests.runtime.scripts import assert_orderly, others_get_on
 from tests.runtime.world import World, killed, runtime, world
 from tests.waiting import eventually
@@ -124,3 +125,36 @@ async def test_what_an_earlier_process_handed_over_is_not_tried_again_by_the_nex
             (failed,) = await it.ended(session_id, 1)
             assert failed.status is TurnStatus.FAILED
             assert len(agent.heard) == 1
+
+
+async def test_a_message_that_met_an_agent_on_its_way_out_goes_to_another() -> None:
+    """The runtime died while it put the agent away; whoever comes next finds it still running."""
+    store = MemoryPersistence()
+    async with ScriptedSandboxes(echo) as sandboxes:
+        async with runtime(sandboxes, store, leaves=True, agent_idle_timeout_s=0.02) as it:
+            session_id = await it.new(message="first")
+            await it.ended(session_id, 1)
+            (sandbox,) = sandboxes.made
+            asked = asyncio.Event()
+
+            async def does_not_get_to_it(frame: Frame) -> bool:
+                if frame["k"] == "close":
+                    asked.set()
+                return frame["k"] != "close"
+
+            sandbox.runner.before = does_not_get_to_it
+            await asked.wait()
+            await it.send(session_id, "second")
+            await killed(it)
+
+        async def gets_to_it_now(frame: Frame) -> bool:
+            if frame["k"] == "message":
+                sandbox.runner.end_agent("closed")
+            return True
+
+        sandbox.runner.before = gets_to_it_now
+        async with runtime(sandboxes, store) as it:
+            (turn,) = await it.ended(session_id, 1)
+            assert turn.status is TurnStatus.COMPLETED
+            assert len(sandboxes.made) == 2
+            await begun_once_and_orderly(it, session_id, 1)

@@ -131,6 +131,19 @@ async def test_bad_commands_are_refused_one_by_one() -> None:
         assert await client.refusal("write", path="a", data="%%%") == "invalid_command"
 
 
+async def test_an_agent_on_its_way_out_takes_no_new_message_and_knows_those_it_had() -> None:
+    async with running() as runner:
+        client = await runner.attach()
+        await client.start_scripted()
+        await client.result("message", uuid="m1", content="hang")
+        client.say("close", id="closing")
+        client.say("message", id="late", uuid="m2", content="too late")
+        client.say("message", id="again", uuid="m1", content="hang")
+        late, again = await client.reply_to("late"), await client.reply_to("again")
+        assert late["error"]["code"] == "agent_not_running"
+        assert again["result"] == {"duplicate": True}
+
+
 async def test_a_reader_that_stalls_costs_the_runner_no_memory() -> None:
     async with running() as runner:
         client = await runner.attach()

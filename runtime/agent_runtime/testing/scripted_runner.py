@@ -185,7 +185,7 @@ class ScriptedRunner:
         try:
             answer = {"ok": True, "result": perform(self, frame) if perform else {}}
         except _RefusedError as refused:
-            answer = {"ok": False, "error": {"code": "refused", "message": str(refused)}}
+            answer = {"ok": False, "error": {"code": refused.code, "message": str(refused)}}
         self.pass_on({"k": "reply", "id": frame.get("id"), **answer})
 
     def start(self, frame: Frame) -> dict[str, Any]:
@@ -198,10 +198,10 @@ class ScriptedRunner:
 
     def message(self, frame: Frame) -> dict[str, Any]:
         """Play the script for a message, each uuid once."""
-        if self.started is None:
-            raise _RefusedError("no agent runs")
         if frame["uuid"] in self._uuids:
             return {"duplicate": True}
+        if self.started is None:
+            raise _RefusedError("no agent runs", code="agent_not_running")
         self._uuids.add(frame["uuid"])
         self.interrupted.clear()
         self.play(Stage(self, frame["uuid"], frame["content"]))
@@ -252,6 +252,10 @@ class ScriptedRunner:
 
 class _RefusedError(Exception):
     """What a runner says no to."""
+
+    def __init__(self, message: str, *, code: str = "refused") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 _COMMANDS: Final[dict[str, Callable[[ScriptedRunner, Frame], dict[str, Any]]]] = {
