@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ async def tell(plan: Plan, forks: Forks) -> Verdict:
                     await story.run()
                     wrong = await checks.wrong(story)
             except (Unwell, TimeoutError, ExceptionGroup) as error:
-                wrong = [*story.defects, *_said(error)]
+                wrong = [*story.defects, *_said(error), story.stand()]
             finally:
                 await story.kill_everything()
             log = _tail(story.data / "runtime.log")
@@ -51,7 +52,9 @@ async def tell(plan: Plan, forks: Forks) -> Verdict:
 def _said(error: BaseException) -> list[str]:
     if isinstance(error, BaseExceptionGroup):
         return [line for each in error.exceptions for line in _said(each)]
-    return [f"{type(error).__name__}: {error}"]
+    here = [frame for frame in traceback.extract_tb(error.__traceback__) if "chaos" in frame.filename]
+    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(here))
+    return [f"{type(error).__name__}: {error} ({where})"]
 
 
 def _tail(file: Path, most: int = 20_000) -> str:

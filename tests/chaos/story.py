@@ -59,6 +59,7 @@ class Story:
         self._forks = forks
         self._proxy = proxy
         self._calm_at = 0.0
+        self._open: list[Told] = []
         self._expected_to_end = False
         self._wishing = asyncio.Lock()
 
@@ -89,7 +90,7 @@ class Story:
                     await self._come_to_rest()
                     await self._look()
             except TimeoutError as error:
-                raise Unwell(f"not at rest in time: {self._stand()}") from error
+                raise Unwell("not at rest in time") from error
             finally:
                 for viewer in (one for many in self.viewers for one in many):
                     viewer.leave()
@@ -300,14 +301,14 @@ class Story:
         began = time.monotonic()
         async with asyncio.timeout(CALM_WITHIN_S):
             while True:
-                open_turns = 0
+                self._open = []
                 for session, session_id in enumerate(self.sessions):
                     turns = await self._turns(session_id)
-                    open_turns += sum(turn["status"] in {"queued", "running"} for turn in turns)
+                    self._open += [turn for turn in turns if turn["status"] in {"queued", "running"}]
                     for turn in turns:
                         if turn["status"] == "running" and self._hangs(session, turn, began):
                             await self._interrupt(session, turn["turnId"])
-                if not open_turns:
+                if not self._open:
                     return
                 await asyncio.sleep(0.05)
 
@@ -373,10 +374,13 @@ class Story:
                             raise Unwell(f"{method} {path}: {answer}")
             await asyncio.sleep(0.02)
 
-    def _stand(self) -> str:
+    def stand(self) -> str:
+        """How things are, for whoever reads of a story that did not come to its end."""
         unsent = [s.said.order.message_id for s in self.sent if s.turn_id is None and s.refused is None]
         viewers = [(v.name, v.state.position, v.state.phase) for many in self.viewers for v in many]
-        return f"unacknowledged {unsent}, viewers {viewers}, defects {self.defects}"
+        over = self.life is None or self.life.over.done()
+        open_turns = [(turn.get("messageId"), turn["turnId"], turn["status"]) for turn in self._open]
+        return f"unacknowledged {unsent}, open {open_turns}, viewers {viewers}, runtime over: {over}"
 
     # The end.
 
