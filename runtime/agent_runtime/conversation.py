@@ -94,6 +94,9 @@ class Conversation:
         for entry in stored:
             self._note(entry.block)
 
+    def __contains__(self, block_id: str) -> bool:
+        return block_id in self._held
+
     def apply(self, event: Event) -> str | None:
         """Fold one event in. Returns the id of a block whose stored form is now out of date, or None.
 

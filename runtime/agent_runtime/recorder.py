@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import structlog
 
+from agent_runtime.blocks import Block
 from agent_runtime.conversation import Conversation, merge_deltas
 from agent_runtime.errors import InvalidRequest, NotFound, PersistenceFault
-from agent_runtime.events import Event, MetadataUpdate, Position
+from agent_runtime.events import BlockStart, Event, MetadataUpdate, Position
 from agent_runtime.ports import EventLog, PersistenceAdapter, StoredBlock
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
 
@@ -85,6 +86,7 @@ class Recorder:
         self._writing = asyncio.Lock()
         self._calling = asyncio.Lock()
         self._publishing = asyncio.Lock()
+        self._placing = asyncio.Lock()
 
     @property
     def session_id(self) -> str:
@@ -94,11 +96,26 @@ class Recorder:
     async def publish(self, events: Sequence[Event]) -> None:
         """Append events in order, neighbouring deltas merged, and fold them.
 
-        The lock keeps fold and position together when several tasks publish at once.
+        A new block waits for one whose place is held. The other lock keeps fold and position together when
+        several tasks publish at once.
         """
         merged = merge_deltas(events)
-        if not merged:
-            return
+        if any(isinstance(event, BlockStart) and event.block.id not in self.conversation for event in merged):
+            async with self._placing:
+                await self._append(merged)
+        elif merged:
+            await self._append(merged)
+
+    @contextlib.asynccontextmanager
+    async def place(self, block: Block) -> AsyncIterator[StoredBlock]:
+        """Give a block its place before it is told of, and hold it: no other block begins meanwhile.
+
+        So what is in the store has the order in which viewers heard of it.
+        """
+        async with self._placing:
+            yield self.conversation.add(block)
+
+    async def _append(self, merged: Sequence[Event]) -> None:
         async with self._publishing:
             if self.silent:
                 for event in merged:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from agent_runtime.blocks import BlockState, Content, TextPart, UserMessage
@@ -136,9 +137,9 @@ class Turns:
             update={"status": TurnStatus.RUNNING, "started_at": present, "content": None}
         )
         self.said = queued.content or ""
-        block = await self._save_with_message(turn, self.said, **changes)
-        self.current = turn
-        await self._recorder.publish(_begun(turn, block))
+        async with self._saved_with_message(turn, self.said, **changes) as block:
+            self.current = turn
+            await self._recorder.publish(_begun(turn, block))
 
     async def end_unbegun(self, turn_id: str, report: AgentTurnEnded) -> None:
         """End a turn that never ran, durably, and tell of it: begin, message and end at once."""
@@ -147,11 +148,14 @@ class Turns:
             return
         begun = queued.model_copy(update={"status": TurnStatus.RUNNING, "content": None})
         turn = self._ended(begun, report)
-        block = await self._save_with_message(turn, queued.content or "")
-        await self._recorder.publish([*_begun(begun, block), TurnEnd(turn=turn, turn_id=turn_id)])
+        async with self._saved_with_message(turn, queued.content or "") as block:
+            await self._recorder.publish([*_begun(begun, block), TurnEnd(turn=turn, turn_id=turn_id)])
 
-    async def _save_with_message(self, turn: Turn, content: Content, **changes: Any) -> UserMessage:
-        """Save a turn that waits no more together with its user message; returns that."""
+    @asynccontextmanager
+    async def _saved_with_message(
+        self, turn: Turn, content: Content, **changes: Any
+    ) -> AsyncIterator[UserMessage]:
+        """Save a turn that waits no more together with its user message, which is to be told within."""
         block = UserMessage(
             id=turn.turn_id,
             turn_id=turn.turn_id,
@@ -159,10 +163,11 @@ class Turns:
             content=content,
             message_id=turn.message_id or "",
         )
-        await self._recorder.save_turn(turn, [self._recorder.conversation.add(block)], **changes)
-        # Not before: until then the store calls it queued, and a repeated send would queue it again.
-        self._waiting.pop(turn.turn_id, None)
-        return block
+        async with self._recorder.place(block) as stored:
+            await self._recorder.save_turn(turn, [stored], **changes)
+            # Not before: until then the store calls it queued, and a repeated send would queue it again.
+            self._waiting.pop(turn.turn_id, None)
+            yield block
 
     async def end(
         self,

@@ -247,3 +247,29 @@ async def test_a_turns_cost_is_its_own_when_the_runtime_is_killed_before_its_end
         async with runtime(sandboxes, store) as it:
             (turn,) = await it.ended(session_id, 1)
             assert turn.cost_usd == 0.5
+
+
+# The order of blocks.
+
+
+async def test_blocks_are_kept_in_the_order_in_which_they_were_told() -> None:
+    """A message is withdrawn, and saved while the agent goes on to speak."""
+    curtain = Curtain()
+    async with world(curtain) as it:
+        session_id = await it.new(message="works on")
+        stage = await curtain.playing()
+        waiting = await it.send(session_id, "never mind")
+        it.store.only = {"save_turn"}
+        saves = it.store.calls.count("save_turn")
+        it.store.hold()
+        await it.manager.interrupt(ANNA, session_id, waiting.turn_id)
+        await eventually(lambda: it.store.calls.count("save_turn") > saves)
+        stage.text("meanwhile", "said ", "meanwhile")
+        await others_get_on()
+        it.store.let_go()
+        curtain.raised.set()
+        await it.ended(session_id, 2)
+        told = [event.block.id for event in await it.of(session_id, "block_start")]
+        page = await it.store.inner.load_blocks(session_id, limit=10)
+        assert [each.block.id for each in page.blocks] == told
+        assert told[1:3] == [waiting.turn_id, "meanwhile"]
