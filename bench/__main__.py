@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import bulk
 import egress
 import first_block
 import gateway
@@ -12,6 +13,7 @@ import sandbox_start
 import store
 
 BENCHMARKS = {
+    "bulk": bulk,
     "first_block": first_block,
     "memory": memory,
     "store": store,

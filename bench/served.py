@@ -62,10 +62,17 @@ async def served(model_url: str, *, core: int | None = None, **settings: Any) ->
         config = data / "settings.yaml"
         config.write_text(json.dumps({"port": 0, "data": str(data / "data"), **settings}))
         env = {**os.environ, "ANTHROPIC_BASE_URL": model_url, "ANTHROPIC_API_KEY": "sk-ant-bench"}
-        async with process(program, "serve", "--config", str(config), env=env, core=core) as (server, ready):
-            headers = {"Authorization": f"Bearer {ready['token']}"}
-            async with aiohttp.ClientSession(ready["url"], headers=headers) as http:
-                yield System(ready["url"], ready["token"], server.pid, data / "data", http)
+        argv = (program, "serve", "--config", str(config))
+        async with (
+            process(*argv, env=env, core=core) as (server, ready),
+            client(ready["url"], ready["token"]) as http,
+        ):
+            yield System(ready["url"], ready["token"], server.pid, data / "data", http)
+
+
+def client(url: str, token: str) -> aiohttp.ClientSession:
+    """Who may call."""
+    return aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {token}"})
 
 
 @dataclass(frozen=True)
@@ -101,12 +108,12 @@ class Turn:
 class Viewer:
     """A client that joined one session."""
 
-    def __init__(self, client: socketio.AsyncClient, session_id: str) -> None:
-        self._client = client
+    def __init__(self, connection: socketio.AsyncClient, session_id: str) -> None:
+        self._client = connection
         self._session_id = session_id
         self._events: list[tuple[float, dict[str, Any]]] = []
         self._more = asyncio.Event()
-        client.on("*", self._take)
+        connection.on("*", self._take)
 
     async def turn(self, content: str = PROMPT) -> Turn:
         """Send a message and wait for the turn's end."""

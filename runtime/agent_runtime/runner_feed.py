@@ -25,7 +25,7 @@ import structlog
 from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event
 from agent_runtime.file_feed import FileFeed
-from agent_runtime.incoming import exit_error, moment, storable_size, text
+from agent_runtime.incoming import exit_error, moment, storable, text
 from agent_runtime.ports import Translator
 from agent_runtime.profile import FileRules
 from agent_runtime.recorder import Recorder
@@ -314,11 +314,9 @@ class RunnerFeed:
         if not isinstance(key, str) or not 0 < len(key) <= _MAX_TRANSCRIPT_KEY:
             return
         if isinstance(entries, list) and self._recorder.knows_transcript(key, _MAX_TRANSCRIPT_KEYS):
-            kept = [(entry, size) for entry in entries if (size := storable_size(entry)) is not None]
+            kept, size_bytes = storable(entries, frame)
             self._grown.append((frame["o"], key, len(kept)))
-            self._recorder.transcript_grew(
-                key, [entry for entry, _ in kept], size_bytes=sum(size for _, size in kept)
-            )
+            self._recorder.transcript_grew(key, kept, size_bytes=size_bytes)
 
     async def _translate(self) -> None:
         while True:

@@ -20,7 +20,7 @@ from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.frozen import text_of
 from agent_runtime.ports import Channel, Sandbox
 from agent_runtime.workspace import raw_path
-from agent_runtime_sandbox.frames import CHUNK_BYTES, Frame, FrameError, LineSplitter, decode, encode
+from agent_runtime_sandbox.frames import CHUNK_BYTES, Frame, FrameError, FrameReader, decode, encode
 
 _RECONNECTS: Final = 3
 """A runner that drops us so often in a row without one frame between is not worth more tries."""
@@ -62,7 +62,7 @@ class RunnerLink:
         self._chunks: dict[str, bytearray] = {}
         self._late: list[Frame] = []
         self._early = b""
-        self._splitter = LineSplitter()
+        self._reader = FrameReader()
         self._connected = asyncio.Event()
         self._connected.set()
         self._closed = False
@@ -236,8 +236,7 @@ class RunnerLink:
 
     def _frames(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []
-        for line in self._splitter.feed(data):
-            frame = decode(line)
+        for frame in self._reader.feed(data):
             if "o" in frame:
                 if self._is_new(frame["o"]):
                     frames.append(frame)
@@ -289,7 +288,7 @@ class RunnerLink:
         self._connected.clear()
         self._fail_replies()
         await self._channel.close()
-        self._splitter = LineSplitter()
+        self._reader = FrameReader()
         while not self._closed and self._idle_reconnects < _RECONNECTS and await self.sandbox.alive():
             self._idle_reconnects += 1
             with suppress(SandboxFault):

@@ -1,8 +1,8 @@
 """Frames: the JSON lines between the runtime and the runner inside a sandbox, both ways.
 
-The only module that both sides share; standard library only. Here are the names, the bounds and
-the two functions that read and write a line. What a frame does is in `runner` (inside) and in
-`agent_runtime.session` (outside).
+The module that both sides share, with `long_lines`, which reads those of many MiB; standard library
+only. Here are the names, the bounds, and the functions that read and write a line. What a frame does is
+in `runner` (inside) and in `agent_runtime.session` (outside).
 
 Any number of connections may be open to one runner. The first line of each says what it is for:
 
@@ -67,11 +67,11 @@ from __future__ import annotations
 import json
 from typing import Any, Final, Protocol
 
+from agent_runtime_sandbox.long_lines import LONG_BYTES, LongLine, is_readable
+
 PROTOCOL_VERSION: Final = 1
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A longer line breaks the connection. The agent's own lines are bounded below this."""
-MAX_BRACKETS: Final = 1_000_000
-"""Opening ones in a line, also within strings: each may become an object of a hundred bytes to its reader."""
 CHUNK_BYTES: Final = 512 * 1024
 """Raw bytes of a file in one `chunk` or `write`."""
 INLINE_FILE_BYTES: Final = 64 * 1024
@@ -110,15 +110,24 @@ def encode(frame: Frame) -> bytes:
 
 def decode(line: bytes) -> Frame:
     """Read one line. Raises `FrameError`."""
-    if not is_bounded(line):
-        raise FrameError(f"line of {len(line)} bytes, or of too many brackets")
+    if len(line) > LONG_BYTES:
+        return FrameReader().feed(line + b"\n")[0]
     try:
-        frame = json.loads(line)
+        return _frame(json.loads(line))
     except (ValueError, RecursionError) as error:
         raise FrameError("not JSON") from error
-    if not isinstance(frame, dict) or not isinstance(frame.get("k"), str):
+
+
+def _frame(value: Any) -> Frame:
+    if not isinstance(value, dict) or not isinstance(value.get("k"), str):
         raise FrameError("not a frame")
-    return frame
+    return value
+
+
+class LongFrame(Frame):
+    """What a long line said. `size` is the line's, in bytes."""
+
+    size: int
 
 
 class Writer(Protocol):
@@ -139,8 +148,7 @@ async def refuse(writer: Writer, code: str, message: str) -> None:
 
 def is_bounded(line: bytes) -> bool:
     """Whether a line may be read: long ones are, those that would be millions of objects are not."""
-    few = len(line) <= MAX_BRACKETS or line.count(b"[") + line.count(b"{") <= MAX_BRACKETS
-    return few and len(line) <= MAX_LINE_BYTES
+    return len(line) <= MAX_LINE_BYTES and (len(line) <= LONG_BYTES or is_readable(line))
 
 
 class LineSplitter:
@@ -172,3 +180,52 @@ class LineSplitter:
             raise FrameError(f"line over {self._limit} bytes")
         if data:
             self._parts.append(data)
+
+
+class FrameReader:
+    """Cuts a byte stream into frames; a long line is read while it arrives, and never held as a whole."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._long: LongLine | None = None
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take more bytes; return the frames that are now whole.
+
+        Raises `FrameError` for a line that is no frame, or over `MAX_LINE_BYTES`.
+        """
+        first, *rest = data.split(b"\n")
+        self._keep(first)
+        if not rest:
+            return []
+        *lines, begun = rest
+        frames = [self._end(), *map(decode, lines)]
+        self._keep(begun)
+        return frames
+
+    def _keep(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > MAX_LINE_BYTES:
+            raise FrameError(f"line over {MAX_LINE_BYTES} bytes")
+        if self._long is None and self._size > LONG_BYTES:
+            self._long, data, self._parts = LongLine(), b"".join((*self._parts, data)), []
+        if self._long is None:
+            self._parts.append(data)
+            return
+        try:
+            self._long.feed(data)
+        except ValueError as error:
+            raise FrameError("a long line that is not JSON, or of too many values") from error
+
+    def _end(self) -> Frame:
+        line, parts, size = self._long, self._parts, self._size
+        self._long, self._parts, self._size = None, [], 0
+        if line is None:
+            return decode(b"".join(parts))
+        try:
+            frame = LongFrame(_frame(line.value()))
+        except (ValueError, RecursionError) as error:
+            raise FrameError("not JSON") from error
+        frame.size = size
+        return frame

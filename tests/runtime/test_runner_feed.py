@@ -123,6 +123,25 @@ async def test_frames_that_mean_nothing_are_passed_over() -> None:
         assert await it.manager.manifest(ANNA, session_id) == ()
 
 
+async def test_a_very_long_line_is_translated_and_kept_as_others_are() -> None:
+    text = 'a "long" line \n' * (MIB // 5)
+    entries: list[Any] = [{"said": text}, 7, {"n": 1}]
+
+    async def script(stage: Stage) -> None:
+        stage.tell(much(1, size=3 * MIB))
+        stage.remember(*entries)
+        stage.rest()
+
+    async with world(script) as it:
+        session_id = await it.new(message="hello")
+        (turn,) = await it.ended(session_id, 1)
+        assert turn.status is TurnStatus.COMPLETED
+        kept = (await it.store.inner.load_blocks(session_id, limit=10)).blocks[-1].block
+        assert isinstance(kept, AssistantText)
+        assert len(kept.content) == 3 * MIB
+        assert await it.store.inner.load_transcript(session_id) == {"main": [{"said": text}, {"n": 1}]}
+
+
 async def test_a_file_that_could_not_be_read_when_the_connection_broke_is_read_afterwards() -> None:
     curtain = Curtain()
     async with world(curtain) as it:

@@ -8,6 +8,7 @@ import pytest
 
 from agent_runtime_sandbox import frames
 from agent_runtime_sandbox.journal import Journal
+from agent_runtime_sandbox.long_lines import MAX_VALUES
 from agent_runtime_sandbox.outbox import Outbox
 from tests.sandbox_image.test_journal import files_of_at_most
 
@@ -55,11 +56,11 @@ async def test_a_line_over_the_bound_of_frames_is_told_as_left_out(monkeypatch: 
 
 
 async def test_a_line_that_would_be_millions_of_objects_is_told_as_left_out_and_read_by_nobody() -> None:
-    crowd: list[list[int]] = [[]] * (frames.MAX_BRACKETS + 1)
+    crowd: list[list[int]] = [[]] * 2 * MAX_VALUES
     with tempfile.TemporaryFile() as file:
         outbox = Outbox(Journal(file.fileno()))
         outbox.emit("agent", line={"crowd": crowd})
-        outbox.emit("agent", line={"text": "x" * 4 * frames.MAX_BRACKETS})
+        outbox.emit("agent", line={"text": "[x, " * MAX_VALUES})
         first, last = outbox.read(0, 1)
         assert json.loads(first)["code"] == "line_too_long"
         assert json.loads(outbox.read(last, 1)[0])["k"] == "agent"
