@@ -24,6 +24,7 @@ from agent_runtime_adapters.sandboxes.descriptors import hold
 from agent_runtime_adapters.sandboxes.keeper import Job, until_gone
 from agent_runtime_adapters.sandboxes.launching import (
     FIRST_FREE_PLACE,
+    NO_SITE,
     Plan,
     interpreter,
     variables_place,
@@ -88,7 +89,9 @@ class Landlocked:
                 folder.chmod(PASSABLE)
         mounts = [*toolchain.mounts, Mount(str(library), str(INSIDE / "lib"))]
         python = _here(toolchain.python, mounts)
-        command = interpreter(python, self.runner, job.spec, *self.bounds.watched_disk(job.resources))
+        command = interpreter(
+            (python, NO_SITE), self.runner, job.spec, *self.bounds.watched_disk(job.resources)
+        )
         tools = self.dependencies.tools(job.spec.needs.dependencies, toolchain_here())
         packages = [mount.source for mount in mounts]
         return {

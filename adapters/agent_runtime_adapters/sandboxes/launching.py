@@ -95,18 +95,25 @@ class Plan:
     tells_inner: bool = False
 
 
-def interpreter(python: str, runner: tuple[str, ...], spec: SandboxSpec, *more: str) -> tuple[str, ...]:
-    """The command line of a runner; `more` are options of its provider's own.
+NO_SITE: Final = "-S"
+"""For an interpreter whose PYTHONPATH names all its packages: what lies in its own site-packages is not
+looked at, nor are programs in `.pth` files run, which any installed package may have brought (some 10 ms,
+and 40 more where one of them imports something)."""
+
+
+def interpreter(
+    python: tuple[str, ...], runner: tuple[str, ...], spec: SandboxSpec, *more: str
+) -> tuple[str, ...]:
+    """The command line of a runner; `python` with options, `more` are options of its provider's own.
 
     `-P -s`: neither the workspace nor the agent's home may slip a module into it.
     """
     variables = ("--env-fd", str(VARIABLES_PLACE)) if _variables(spec) else ()
     return (
-        *(python, "-P", "-s", *runner),
+        *(*python, "-P", "-s", *runner),
         *("--listen-fd", str(LISTEN_PLACE), "--journal-fd", str(JOURNAL_PLACE), *variables),
         *("--orphan-timeout", f"{spec.orphan_timeout_s:g}"),
         *(("--lifetime", f"{spec.needs.lifetime_s:g}") if spec.needs.lifetime_s is not None else ()),
-        *more,
         *(f"--ignore={name}" for name in spec.file_rules.ignore),
         *("--max-file-bytes", str(spec.file_rules.max_file_bytes)),
         *("--max-files", str(spec.file_rules.max_files)),

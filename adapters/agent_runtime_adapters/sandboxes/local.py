@@ -29,6 +29,7 @@ from agent_runtime_adapters.sandboxes.execute_only import IS_ANY_OPEN, NO_COPY, 
 from agent_runtime_adapters.sandboxes.keeper import Job, Keeper, Manner, no_snapshots, until_gone
 from agent_runtime_adapters.sandboxes.landlocked import Landlocked
 from agent_runtime_adapters.sandboxes.launching import (
+    NO_SITE,
     RUN_THEN_SAY_READY,
     RUNNER,
     SAY_READY_THEN_RUN,
@@ -41,7 +42,13 @@ from agent_runtime_adapters.sandboxes.launching import (
 from agent_runtime_adapters.sandboxes.probe import probe_spec
 from agent_runtime_adapters.sandboxes.registry import Record
 from agent_runtime_adapters.sandboxes.tiers import WITHOUT_NAMESPACES, Found, Tier, find_best
-from agent_runtime_adapters.sandboxes.toolchain import Mount, Toolchain, find_toolchain, toolchain_here
+from agent_runtime_adapters.sandboxes.toolchain import (
+    Mount,
+    Toolchain,
+    find_toolchain,
+    toolchain_here,
+    write_bytecode,
+)
 from agent_runtime_sandbox import frames
 
 PROVIDER: Final = "local"
@@ -86,7 +93,7 @@ class LocalSandboxes:
         """Run a real sandbox, once; say how to get what is missing."""
         async with self._probing:
             if self._capabilities is None:
-                found = await find_best(self._tiers, self._attempt)
+                found, _ = await asyncio.gather(find_best(self._tiers, self._attempt), write_bytecode())
                 if found.tier is not None:
                     self._keeper = Keeper(self._root, self._manner(found.tier, found.bounds, self._runner))
                     found = replace(found, reasons=(*found.reasons, *await self._is_open(found)))
@@ -191,7 +198,7 @@ class _Bubblewrap:
         )
         watch = self.bounds.watched_disk(job.resources)
         more = (*toolchain.options, *watch, *relay_options(job.spec))
-        inside = interpreter(toolchain.python, self.runner, job.spec, *more)
+        inside = interpreter((toolchain.python, NO_SITE), self.runner, job.spec, *more)
         return Plan(
             argv=bubblewrap.command(_program(), self.bounds.set_inside(job.resources) + self.script, inside),
             cwd="/",

@@ -115,7 +115,7 @@ class _PlainProcess:
     def plan(self, job: Job, stack: ExitStack) -> Plan:
         """A clean environment, and folders of its own, which nothing keeps it to."""
         home, workspace = str(job.folder / "home"), str(job.folder / "workspace")
-        command = interpreter(sys.executable, self.runner, job.spec)
+        command = interpreter((sys.executable,), self.runner, job.spec)
         tools = self.dependencies.tools(job.spec.needs.dependencies, toolchain_here())
         return Plan(
             argv=("/bin/sh", "-c", SAY_READY_THEN_RUN, "sh", *command),

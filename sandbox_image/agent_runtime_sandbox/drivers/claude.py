@@ -24,8 +24,9 @@ from agent_runtime_sandbox.drivers.background import BackgroundTasks
 from agent_runtime_sandbox.drivers.fresh import FreshFolders, fresh_folders
 from agent_runtime_sandbox.drivers.shown_order import NOTE, ShownOrder
 
-with absent("mcp"):
-    # For tools served from this process, of which there are none: half a second and 45 MiB a session.
+with absent("mcp"), absent("jsonschema"):
+    # For tools served from this process, of which there are none: half a second and 45 MiB a session
+    # for the one, a third of what is left of the import for the other.
     import claude_agent_sdk as sdk
     from claude_agent_sdk.types import SystemPromptPreset
 
