@@ -5,16 +5,18 @@
 
 A sandbox that waits has a way out of its own (`SandboxRef.lane`), which is its session's from the
 moment of the claim. It is given only where all that it was made with is what is wanted now; one that
-does not answer is ended, and the next is tried. What is done with a sandbox then is in `wake`; who ends
-those that a killed runtime left is `takeover`.
+does not answer is ended, and the next is tried. Where that is wanted (`PoolSettings.agents`) an agent
+waits in it too, for a session without choices of its own and without a past. What is done with a sandbox
+then is in `wake`; who ends those that a killed runtime left is `takeover`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -25,7 +27,7 @@ from pydantic import Field
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.frozen import Strict
 from agent_runtime.needs import Resources, SandboxNeeds
-from agent_runtime.ports import ModelGateway, Sandbox, SandboxProvider, SandboxSpec
+from agent_runtime.ports import Agent, AgentStart, ModelGateway, Sandbox, SandboxProvider, SandboxSpec
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime.tasks import Tasks, unhindered
@@ -53,9 +55,14 @@ _CLAIMS: Final = Counter(
 
 
 class PoolSettings(Strict):
-    """`size` sandboxes wait for each of `profiles`, none of them for longer than `max_age_s`."""
+    """`size` sandboxes wait for each of `profiles`, none of them for longer than `max_age_s`.
+
+    `agents`: each with an agent that waits in it, which spares most of a first message's time and takes
+    some 100 MB.
+    """
 
     size: int = Field(default=0, ge=0, le=100)
+    agents: bool = False
     max_age_s: float = Field(default=300.0, gt=0)
     profiles: tuple[str, ...] = Field(default=("default",), min_length=1, max_length=20)
 
@@ -103,6 +110,11 @@ class PoolTerms(Terms, Protocol):
         ...
 
     @property
+    def agents(self) -> Sequence[Agent]:
+        """What may wait in them."""
+        ...
+
+    @property
     def wake_timeout_s(self) -> float:
         """For one to come up."""
         ...
@@ -143,6 +155,14 @@ def _secrets(needs: SandboxNeeds, known: Mapping[str, str]) -> dict[str, str]:
     return {name: known[name] for name in needs.secrets}
 
 
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """A sandbox that was claimed, and with what the agent was started that waits in it; None: none does."""
+
+    sandbox: Sandbox
+    start: AgentStart | None = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     """One that waits. `lane` is its way out, and stands for the session that it has not yet."""
@@ -150,6 +170,7 @@ class _Waiting:
     order: SandboxSpec
     sandbox: Sandbox
     lane: str
+    start: AgentStart | None
     since: float
 
 
@@ -203,7 +224,7 @@ class SandboxPool:
         kept = (each.sandbox.ref.sandbox_id for each in (*self._waiting, *self._ending))
         return sandbox_id in self._claimed or sandbox_id in kept
 
-    async def claim(self, order: SandboxSpec, session_id: str) -> Sandbox | None:
+    async def claim(self, order: SandboxSpec, session_id: str) -> Pooled | None:
         """A sandbox that was made to this order, this session's alone from now on; None where none is.
 
         Its gateway serves the session then. Whoever is given one ends it.
@@ -221,7 +242,7 @@ class SandboxPool:
                 raise
             else:
                 _CLAIMS.labels("pooled").inc()
-                return found.sandbox
+                return Pooled(found.sandbox, found.start)
         if self._terms.pool.size:
             _CLAIMS.labels("cold").inc()
         return None
@@ -240,6 +261,8 @@ class SandboxPool:
     async def _hand_over(self, found: _Waiting, session_id: str) -> None:
         link = await RunnerLink.resume(found.sandbox, after=0, max_file_bytes=0)
         await link.close()
+        if found.start is not None and link.greeting.agent != "running":
+            raise SandboxFault("The agent that waited is gone.", code="sandbox_lost")
         egress = found.order.needs.egress
         await self._terms.gateway.open(session_id, egress=egress, lane=found.lane)
         await found.sandbox.assign(session_id)
@@ -270,13 +293,14 @@ class SandboxPool:
 
     async def _tend(self) -> None:
         """End those that are of no use any more, make those that are missing. Raises `RuntimeFault`."""
-        orders = [order_for(await self._profile(name), self._terms) for name in self._terms.pool.profiles]
+        profiles = [await self._profile(name) for name in self._terms.pool.profiles]
+        orders = [order_for(profile, self._terms) for profile in profiles]
         for each in tuple(self._waiting):
             if each.order not in orders or self._is_old(each) or not await each.sandbox.alive():
                 self._discard(each)
-        for order in orders:
+        for profile, order in zip(profiles, orders, strict=True):
             while sum(each.order == order for each in self._waiting) < self._terms.pool.size:
-                await self._make(order)
+                await self._make(order, profile)
 
     def _oldest_s(self) -> float:
         return min(self._terms.pool.max_age_s, self._terms.orphan_timeout_s * _OF_ITS_PATIENCE)
@@ -284,8 +308,9 @@ class SandboxPool:
     def _is_old(self, waiting: _Waiting) -> bool:
         return asyncio.get_running_loop().time() - waiting.since >= self._oldest_s()
 
-    async def _make(self, order: SandboxSpec) -> None:
+    async def _make(self, order: SandboxSpec, profile: AgentProfile) -> None:
         lane = f"pool-{uuid.uuid4().hex}"
+        sandbox: Sandbox | None = None
         try:
             async with asyncio.timeout(self._terms.wake_timeout_s):
                 endpoint = await self._terms.gateway.open(lane, egress=order.needs.egress, lane=lane)
@@ -294,11 +319,43 @@ class SandboxPool:
                     order, session_id=lane, gateway_socket=endpoint.socket, lane=lane, labels=labels
                 )
                 sandbox = await self._terms.sandboxes.create(spec)
+                start = await self._start_agent(sandbox, profile, endpoint.token)
         except BaseException:
-            await unhindered(self._terms.gateway.close(lane))
+            await unhindered(self._leave_nothing(lane, sandbox))
             raise
-        self._waiting.append(_Waiting(order, sandbox, lane, asyncio.get_running_loop().time()))
+        self._waiting.append(_Waiting(order, sandbox, lane, start, asyncio.get_running_loop().time()))
         _WAITING.inc()
+
+    async def _start_agent(self, sandbox: Sandbox, profile: AgentProfile, token: str) -> AgentStart | None:
+        """Have an agent wait inside, where that is wanted; with what it was started.
+
+        Its token is the lane's, and stays so for the session that the lane is given to. Nothing is asked
+        of it before. Raises `RuntimeFault`.
+        """
+        agent = next((each for each in self._terms.agents if each.architecture == profile.architecture), None)
+        if agent is None or not self._terms.pool.agents:
+            return None
+        start = agent.start(profile, {}, agent_session_id=None, gateway_token=token)
+        link = await RunnerLink.connect(sandbox, max_file_bytes=0)
+        reading = self._tasks.spawn(_read_on(link))
+        try:
+            patience_s = self._terms.wake_timeout_s
+            await link.command("start", driver=start.driver, options=start.options, timeout_s=patience_s)
+        finally:
+            reading.cancel()
+            await unhindered(link.close())
+        return start
+
+    async def _leave_nothing(self, lane: str, sandbox: Sandbox | None) -> None:
+        """What is still there then, the next runtime's start finds by its label."""
+        try:
+            if sandbox is not None:
+                await sandbox.stop()
+        except RuntimeFault as fault:
+            assert sandbox is not None
+            _log.warning("sandbox_not_ended", sandbox_id=sandbox.ref.sandbox_id, code=fault.code)
+        finally:
+            await self._terms.gateway.close(lane)
 
     def _remove(self, waiting: _Waiting) -> None:
         if waiting in self._waiting:
@@ -324,6 +381,13 @@ class SandboxPool:
         if waiting in self._ending:
             self._ending.remove(waiting)
         self._claimed.pop(waiting.sandbox.ref.sandbox_id, None)
+
+
+async def _read_on(link: RunnerLink) -> None:
+    """Let replies arrive; what is kept is read once more by whoever claims the sandbox."""
+    with suppress(SandboxFault):  # whoever waits for a reply is told
+        while True:
+            await link.next_batch()
 
 
 def _code(fault: Exception) -> str:

@@ -25,6 +25,7 @@ from agent_runtime.needs import Egress, Resources
 from agent_runtime.pool import SandboxPool, order_for
 from agent_runtime.ports import (
     Agent,
+    AgentStart,
     ModelGateway,
     PersistenceAdapter,
     Sandbox,
@@ -112,14 +113,14 @@ async def wake(
     try:
         await recorder.flush()  # what an earlier sandbox told is part of what is restored
         await say("Starting the sandbox" + (" with its packages" if profile.sandbox.dependencies else ""))
-        sandbox, whole = await _sandbox(recorder, profile, around)
+        sandbox, whole, waits = await _sandbox(recorder, profile, around)
         link = await RunnerLink.connect(sandbox, max_file_bytes=around.file_rules.max_file_bytes)
         recorder.restoring = frozenset(recorder.files if whole else ())
         read(link)
         there = await _files_inside(link) if whole else {}
         restored, lost = await _restore_files(recorder, around, link, say, there)
         recorder.restoring = frozenset()
-        options = await _start_agent(recorder, profile, around, link, say)
+        options = await _start_agent(recorder, profile, around, link, say=say, waits=waits)
     except BaseException:
         recorder.restoring = frozenset()
         await unhindered(_leave_nothing(session_id, sandbox, link, around))
@@ -128,23 +129,28 @@ async def wake(
     return Awake(link, restored, lost, ignored, options, whole=whole)
 
 
-async def _sandbox(recorder: Recorder, profile: AgentProfile, around: Surroundings) -> tuple[Sandbox, bool]:
-    """A sandbox that nobody else has, and whether it began with the files of the session's last one."""
+async def _sandbox(
+    recorder: Recorder, profile: AgentProfile, around: Surroundings
+) -> tuple[Sandbox, bool, AgentStart | None]:
+    """A sandbox that nobody else has; whether it began with the files of the session's last one.
+
+    And with what an agent was started that waits in it, if one does.
+    """
     order, snapshot = order_for(profile, around), recorder.record.snapshot
     if snapshot is None:
         pooled = await around.pool.claim(order, recorder.session_id)
         if pooled is not None:
-            return pooled, False
+            return pooled.sandbox, False, pooled.start
     endpoint = await around.gateway.open(recorder.session_id, egress=order.needs.egress)
     spec = replace(order, session_id=recorder.session_id, gateway_socket=endpoint.socket)
     if snapshot is not None:
         try:
             async with asyncio.timeout(around.wake_timeout_s * _FOR_A_SNAPSHOT):
-                return await around.sandboxes.create(replace(spec, snapshot=snapshot)), True
+                return await around.sandboxes.create(replace(spec, snapshot=snapshot)), True, None
         except (SandboxFault, TimeoutError) as fault:  # the store has what must not be lost
             code = fault.code if isinstance(fault, SandboxFault) else "sandbox_timeout"
             _log.warning("snapshot_not_restored", session_id=recorder.session_id, code=code)
-    return await around.sandboxes.create(spec), False
+    return await around.sandboxes.create(spec), False, None
 
 
 async def rouse(
@@ -155,7 +161,7 @@ async def rouse(
     Raises `RuntimeFault`; the sandbox is left as it is.
     """
     await recorder.flush()
-    return Awake(link, 0, (), (), await _start_agent(recorder, profile, around, link, say))
+    return Awake(link, 0, (), (), await _start_agent(recorder, profile, around, link, say=say))
 
 
 async def find(record: SessionRecord, around: Surroundings, *, egress: Egress | None) -> RunnerLink:
@@ -210,16 +216,29 @@ async def forget_snapshot(sandboxes: SandboxProvider, snapshot: SandboxSnapshot)
 
 
 async def _start_agent(
-    recorder: Recorder, profile: AgentProfile, around: Surroundings, link: RunnerLink, say: Say
+    recorder: Recorder,
+    profile: AgentProfile,
+    around: Surroundings,
+    link: RunnerLink,
+    *,
+    say: Say,
+    waits: AgentStart | None = None,
 ) -> dict[str, Any]:
-    """Start the agent with what it remembers; returns the options that it was started with."""
+    """Start the agent with what it remembers; returns the options that it was started with.
+
+    One that `waits` is this session's if it was started with all that is wanted now, else it is ended.
+    """
     egress, lane = profile.sandbox.egress, link.sandbox.ref.lane
     endpoint = await around.gateway.open(recorder.session_id, egress=egress, lane=lane)
     resumed = await _restore_transcript(recorder, around, link)
     await say("Starting the agent")
     options = recorder.record.session_options
     start = around.agent.start(profile, options, agent_session_id=resumed, gateway_token=endpoint.token)
+    if start == waits:
+        return options
     try:
+        if waits is not None:
+            await link.command("close", timeout_s=around.wake_timeout_s)
         await link.command(
             "start", driver=start.driver, options=start.options, timeout_s=around.wake_timeout_s
         )

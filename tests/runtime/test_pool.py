@@ -15,9 +15,11 @@ from agent_runtime.pool import PoolSettings
 from agent_runtime.ports import SandboxSpec
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import Phase, TurnStatus
-from agent_runtime.testing.scripted_runner import echo
+from agent_runtime.reports import AgentIdentity
+from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandbox, ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from agent_runtime_sandbox.frames import Frame
 from tests.fast_time import told_fast
 from tests.runtime.world import ANNA, PROFILE, World, killed, runtime, world
 
@@ -311,5 +313,99 @@ def test_those_that_wait_are_shown_and_spared_as_leftovers(monkeypatch: pytest.M
             ready = await it.manager.readiness()
             assert ready.ok
             assert ready.parts["pool"] == {"ok": True, "size": 2, "waiting": 2}
+
+    told_fast(story(), monkeypatch)
+
+
+def commands(sandbox: ScriptedSandbox) -> list[str]:
+    return [frame["k"] for frame in sandbox.runner.commands if frame["k"] in {"start", "close", "message"}]
+
+
+def test_an_agent_that_waits_answers_the_first_message_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with pooled(1, more={"agents": True}) as it:
+            (one,) = waiting(it)
+            assert commands(one) == ["start"]
+            assert await served(it) == one.ref.sandbox_id
+            assert commands(one) == ["start", "message"]
+            await asyncio.sleep(1)
+            (next_one,) = waiting(it)
+            assert next_one.runner.started is not None
+
+    told_fast(story(), monkeypatch)
+
+
+def test_a_session_with_choices_of_its_own_gets_its_agent_in_the_sandbox_that_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with pooled(1, more={"agents": True}) as it:
+            (one,) = waiting(it)
+            session_id = await it.new(message="hello", session_options={"model": "small"})
+            (turn,) = await it.ended(session_id, 1)
+            assert turn.status is TurnStatus.COMPLETED
+            assert one.spec.session_id == session_id
+            assert commands(one) == ["start", "close", "start", "message"]
+            assert one.runner.started is not None
+            assert one.runner.started["options"] == {"model": "small"}
+
+    told_fast(story(), monkeypatch)
+
+
+def test_a_session_that_remembers_is_not_given_an_agent_that_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def remembers(stage: Stage) -> None:
+        stage.tell(AgentIdentity(agent_session_id="conversation-1"))
+        stage.remember({"type": "user", "text": str(stage.message)})
+        await echo(stage)
+
+    async def story() -> None:
+        async with world(remembers, **pool_of(1, agents=True)) as it:
+            await asyncio.sleep(1)
+            session_id = await it.new(message="hello")
+            await it.ended(session_id, 1)
+            await it.manager.stop_session(ANNA, session_id)
+            await asyncio.sleep(1)
+            (one,) = waiting(it)
+            await it.send(session_id, "again")
+            await it.ended(session_id, 2)
+            assert commands(one) == ["start", "close", "start", "message"]
+            assert one.runner.started is not None
+            assert one.runner.started["resume"] == "conversation-1"
+            assert one.runner.recalled["main"] == [{"type": "user", "text": "hello"}]
+
+    told_fast(story(), monkeypatch)
+
+
+def test_one_whose_agent_ended_while_it_waited_is_given_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with pooled(2, more={"agents": True}) as it:
+            ill, healthy = waiting(it)
+            ill.runner.end_agent("died", 1)
+            assert await served(it) == healthy.ref.sandbox_id
+            assert ill not in it.sandboxes.living()
+
+    told_fast(story(), monkeypatch)
+
+
+def test_a_sandbox_whose_agent_does_not_start_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async def no_start(frame: Frame) -> bool:
+            return frame["k"] != "start"
+
+        async def cannot(sandbox: ScriptedSandbox) -> None:
+            if sandbox is it.sandboxes.made[0]:
+                sandbox.runner.before = no_start
+
+        async with ScriptedSandboxes(echo) as sandboxes:
+            sandboxes.before_connect = cannot
+            pool = pool_of(1, agents=True) | {"wake_timeout_s": 5.0}
+            async with runtime(sandboxes, MemoryPersistence(), **pool) as it:
+                await asyncio.sleep(20)
+                assert sandboxes.made[0] not in sandboxes.living()
+                (one,) = waiting(it)
+                assert commands(one) == ["start"]
+                assert it.gateway.opened == {one.ref.lane}
 
     told_fast(story(), monkeypatch)

@@ -4,6 +4,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent_runtime.testing.script import Say, Script, Wait
 from tests.stories.process import House, Life, house, until
 from tests.stories.viewer import get, new_session, viewing
@@ -14,12 +16,14 @@ SCRIPTS: dict[str, Script] = {
     "slow": [[Wait(1.0), Say("I was asked while another runtime served.")]],
 }
 POOL = {"pool": {"size": 1}}
+WITH_AGENTS = {"pool": {"size": 1, "agents": True}}
 
 
+@pytest.mark.parametrize("pool", [POOL, WITH_AGENTS], ids=["sandbox", "sandbox and agent"])
 async def test_a_session_speaks_from_a_sandbox_that_waited_and_the_next_one_waits_already(
-    tmp_path: Path,
+    tmp_path: Path, pool: dict[str, Any]
 ) -> None:
-    async with house(tmp_path, scripts=SCRIPTS, **POOL) as it, it.life() as life:
+    async with house(tmp_path, scripts=SCRIPTS, **pool) as it, it.life() as life:
         waited = await one_that_waits(it, life)
         session_id = await new_session(life)
         async with viewing(life, session_id) as viewer:
@@ -31,8 +35,11 @@ async def test_a_session_speaks_from_a_sandbox_that_waited_and_the_next_one_wait
         assert await one_that_waits(it, life) != waited
 
 
-async def test_a_session_keeps_its_lane_over_a_kill_and_what_waited_is_replaced(tmp_path: Path) -> None:
-    async with house(tmp_path, scripts=SCRIPTS, **POOL) as it:
+@pytest.mark.parametrize("pool", [POOL, WITH_AGENTS], ids=["sandbox", "sandbox and agent"])
+async def test_a_session_keeps_its_lane_over_a_kill_and_what_waited_is_replaced(
+    tmp_path: Path, pool: dict[str, Any]
+) -> None:
+    async with house(tmp_path, scripts=SCRIPTS, **pool) as it:
         async with it.life() as life:
             waited = await one_that_waits(it, life)
             session_id = await new_session(life)
@@ -66,6 +73,19 @@ async def test_a_runtime_that_is_ended_takes_those_that_wait_with_it(tmp_path: P
         async with it.life():
             pass
         assert it.sandboxes() == ()
+
+
+async def test_the_agent_that_waited_is_the_one_that_answers(tmp_path: Path) -> None:
+    async with house(tmp_path, scripts=SCRIPTS, **WITH_AGENTS) as it, it.life() as life:
+        await one_that_waits(it, life)
+        (lane,) = [each.session_id for each in it.sandboxes()]
+        (agent,) = it.agents(lane)
+        session_id = await new_session(life)
+        async with viewing(life, session_id) as viewer:
+            await viewer.send(session_id, "[[script:hello]]", "m-1")
+            (ended,) = await viewer.turns_ended(1)
+            assert ended["status"] == "completed"
+        assert it.agents(session_id) == [agent]
 
 
 async def one_that_waits(it: House, life: Life) -> str:
