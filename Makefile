@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench chaos fmt clean
+.PHONY: demo test check bench bench-gate chaos fmt clean
 .DEFAULT_GOAL := test
 
 # in another kind of sandbox: make demo SANDBOX=modal-local
@@ -26,6 +26,11 @@ check: $(READY)
 bench: $(READY)
 	@$(BIN)/python tools/prepare.py bench
 	$(BIN)/python bench $(B)
+
+# this tree beside another revision, interleaved; fails on a loss: make bench-gate BASE=v1 G="store start"
+bench-gate: $(READY)
+	@$(BIN)/python tools/prepare.py bench
+	$(BIN)/python bench/gate.py $(G) $(if $(BASE),--base $(BASE))
 
 # make chaos SEEDS=500, or one seed again: make chaos SEED=17
 chaos: $(READY)

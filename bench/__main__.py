@@ -6,15 +6,15 @@ import argparse
 
 import bulk
 import egress
-import first_block
 import gateway
 import memory
 import sandbox_start
+import start
 import store
 
 BENCHMARKS = {
     "bulk": bulk,
-    "first_block": first_block,
+    "start": start,
     "memory": memory,
     "store": store,
     "gateway": gateway,

@@ -18,7 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from served import PROMPT, WITHIN_S, Turn
+from processes import WITHIN_S
+from served import PROMPT, Turn
 
 _LINE_LIMIT = 16 * 1024 * 1024
 _OPTIONS = (

@@ -12,10 +12,10 @@ import asyncio
 import json
 import sys
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,8 +27,10 @@ from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
 from agent_runtime.needs import Egress
 from agent_runtime_sandbox.relay import Relay
-from figures import save, summary, table
+from figures import ratio, save, summary, table
+from picture import Bar, Panel
 from processes import cpu_seconds, process
+from rounds import rounds
 
 CONNECTIONS_A_RUN = 100
 MIB = 1024 * 1024
@@ -37,13 +39,16 @@ NAME = "host.bench"
 DIRECT, TUNNEL, RELAYED = "direct", "through the gateway", "through relay and gateway"
 
 
-@dataclass
-class Samples:
-    """Of one way. Seconds; `cpu` is the gateway's own for a MiB."""
+PARTS = {"connection": "A connection with a short answer", "mib": "A MiB"}
 
-    connection: list[float] = field(default_factory=list)
-    mib: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class Sample:
+    """Of one way, in one round. Seconds; `cpu` is the gateway's own for a MiB."""
+
+    connections: list[float]
+    mib: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -148,44 +153,43 @@ async def ways() -> AsyncIterator[tuple[dict[str, Way], int]]:
         )
 
 
-async def measure(runs: int) -> dict[str, Samples]:
-    """All ways in each round, in turning order, after a round that is not counted."""
-    samples: dict[str, Samples] = defaultdict(Samples)
+async def measure(runs: int) -> dict[str, list[Sample]]:
+    """A sample of each way by round."""
     async with ways() as (all_ways, gateway):
-        for way in all_ways.values():
-            await _once(way, gateway, Samples())
-        for run in range(runs):
-            for name, way in list(all_ways.items())[:: 1 if run % 2 else -1]:
-                await _once(way, gateway, samples[name])
-    return samples
+        return await rounds({name: partial(once, way, gateway) for name, way in all_ways.items()}, runs)
 
 
-async def _once(way: Way, gateway: int, into: Samples) -> None:
-    for _ in range(CONNECTIONS_A_RUN):
-        into.connection.append(await way.fetch(100))
+async def once(way: Way, gateway: int) -> Sample:
+    """Many connections, then many bytes."""
+    connections = [await way.fetch(100) for _ in range(CONNECTIONS_A_RUN)]
     spent = cpu_seconds(gateway)
-    into.mib.append(await way.fetch(STREAM_BYTES) / STREAM_BYTES * MIB)
-    into.cpu.append((cpu_seconds(gateway) - spent) / STREAM_BYTES * MIB)
+    mib = await way.fetch(STREAM_BYTES) / STREAM_BYTES * MIB
+    return Sample(connections, mib, (cpu_seconds(gateway) - spent) / STREAM_BYTES * MIB)
 
 
-def tell(samples: dict[str, Samples]) -> dict[str, Any]:
-    """Print it; return what is kept. Milliseconds."""
+def tell(samples: dict[str, list[Sample]]) -> tuple[dict[str, Any], list[Panel]]:
+    """Print it; return what is kept and drawn. Milliseconds."""
     told: dict[str, Any] = {"unit": "ms"}
     rows: list[list[object]] = []
-    for name in (DIRECT, TUNNEL, RELAYED):
-        of = samples[name]
-        parts = {"connection": of.connection, "mib": of.mib, "gateway_cpu_mib": of.cpu}
+    panels = {part: Panel(f"{title}, ms", []) for part, title in PARTS.items()}
+    for name, of in samples.items():
+        connections = [seconds for sample in of for seconds in sample.connections]
+        parts = {"connection": connections, "mib": [sample.mib for sample in of]}
         told[name] = figures = {part: summary(values, 1000) for part, values in parts.items()}
-        connection = figures["connection"]
+        figures["gateway_cpu_mib"] = summary([sample.cpu for sample in of], 1000)
+        figures["mib_to_direct"] = ratio(parts["mib"], [sample.mib for sample in samples[DIRECT]])
         rows.append(
             [
-                *(name, connection["median"], connection["p99"]),
-                *(figures["mib"]["median"], figures["gateway_cpu_mib"]["median"]),
+                *(name, figures["connection"]["median"], figures["connection"]["p99"]),
+                *(figures["mib"]["median"], figures["mib_to_direct"]["of_medians"]),
+                figures["gateway_cpu_mib"]["median"],
             ]
         )
-    head = ["way", "connection with a short answer", "p99", "a MiB", "gateway's CPU a MiB"]
+        for part, panel in panels.items():
+            panel.bars.append(Bar.of(name, figures[part], ours=name != DIRECT))
+    head = ["way", "connection with a short answer", "p99", "a MiB", "x direct", "gateway's CPU a MiB"]
     table("A host beside the gateway, ms", head, rows)
-    return told
+    return told, list(panels.values())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -205,7 +209,8 @@ def main(argv: list[str] | None = None) -> None:
         case "relay":
             asyncio.run(serve_relay(options.path))
         case _:
-            save("egress", tell(asyncio.run(measure(options.runs))))
+            told, panels = tell(asyncio.run(measure(options.runs)))
+            save("egress", told, *panels)
 
 
 if __name__ == "__main__":

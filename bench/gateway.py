@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,28 +29,47 @@ import uvloop
 from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
 from agent_runtime.needs import Egress
-from figures import save, summary, table
+from figures import ratio, save, summary, table
+from picture import Bar, Panel
 from processes import cpu_seconds, process
+from rounds import rounds
 from served import scripted_model
 
 REQUESTS_A_RUN = 100
 REQUEST_BYTES = 50_000
 """An agent's first request, with its tools and instructions, is about so long; it grows from there."""
 MIB = 1024 * 1024
+LARGE, SMALL = "large pieces", "token-sized pieces"
 STREAMS = {
-    "large pieces": f"[[script:big n={8 * MIB}]]",
-    "token-sized pieces": "[[script:slow n=20000 delay=0]]",
+    LARGE: f"[[script:big n={8 * MIB}]]",
+    SMALL: "[[script:slow n=20000 delay=0]]",
 }
 DIRECT, THROUGH, GUARDED = "direct", "through the gateway", "the same, models restricted"
 
 
-@dataclass
-class Samples:
-    """Of one way. Seconds; `cpu` is the gateway's own, a MiB or a request."""
+@dataclass(frozen=True)
+class Requests:
+    """Seconds of each request; `cpu` is the gateway's own for one."""
 
-    first_byte: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    first_byte: list[float]
+    whole: list[float]
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Seconds for a MiB; `cpu` is the gateway's own."""
+
+    whole: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Of one way, in one round."""
+
+    requests: Requests
+    streams: dict[str, Stream]
 
 
 @dataclass(frozen=True)
@@ -100,61 +120,81 @@ async def ways(model_url: str) -> AsyncIterator[tuple[dict[str, Way], int]]:
             yield both, child.pid
 
 
-async def measure(runs: int) -> tuple[dict[str, Samples], dict[str, dict[str, Samples]]]:
-    """Requests, and streams by their kind; all ways in each round, in turning order."""
-    requests: dict[str, Samples] = defaultdict(Samples)
-    streams: dict[str, dict[str, Samples]] = {kind: defaultdict(Samples) for kind in STREAMS}
-    async with scripted_model() as model_url, ways(model_url) as (both, gateway):
-        for way in both.values():
-            await _requests(way, gateway, Samples())
-        for run in range(runs):
-            for name, way in list(both.items())[:: 1 if run % 2 else -1]:
-                await _requests(way, gateway, requests[name])
-                for kind, prompt in STREAMS.items():
-                    await _stream(way, gateway, prompt, streams[kind][name])
-    return requests, streams
+async def measure(runs: int) -> dict[str, list[Sample]]:
+    """A sample of each way by round."""
+    async with scripted_model() as model_url, ways(model_url) as (all_ways, gateway):
+        return await rounds({name: partial(once, way, gateway) for name, way in all_ways.items()}, runs)
 
 
-async def _requests(way: Way, gateway: int, into: Samples) -> None:
+async def once(way: Way, gateway: int) -> Sample:
+    """Requests with short answers, then long answers of each kind."""
+    requests = await ask_often(way, gateway)
+    return Sample(requests, {kind: await stream(way, gateway, prompt) for kind, prompt in STREAMS.items()})
+
+
+async def ask_often(way: Way, gateway: int) -> Requests:
     spent = cpu_seconds(gateway)
-    for _ in range(REQUESTS_A_RUN):
-        first, whole, _ = await way.ask("[[script:text]]", REQUEST_BYTES)
-        into.first_byte.append(first)
-        into.whole.append(whole)
-    into.cpu.append((cpu_seconds(gateway) - spent) / REQUESTS_A_RUN)
+    taken = [await way.ask("[[script:text]]", REQUEST_BYTES) for _ in range(REQUESTS_A_RUN)]
+    spent = (cpu_seconds(gateway) - spent) / REQUESTS_A_RUN
+    return Requests([first for first, _, _ in taken], [whole for _, whole, _ in taken], spent)
 
 
-async def _stream(way: Way, gateway: int, prompt: str, into: Samples) -> None:
+async def stream(way: Way, gateway: int, prompt: str) -> Stream:
     spent = cpu_seconds(gateway)
     _, whole, size = await way.ask(prompt, 0)
-    into.whole.append(whole / size * MIB)
-    into.cpu.append((cpu_seconds(gateway) - spent) / size * MIB)
+    return Stream(whole / size * MIB, (cpu_seconds(gateway) - spent) / size * MIB)
 
 
-def tell(requests: dict[str, Samples], streams: dict[str, dict[str, Samples]]) -> dict[str, Any]:
-    """Print it; return what is kept. Milliseconds."""
+async def gate() -> dict[str, float]:
+    """What `gate` compares: the gateway's processor seconds for a request, and for a MiB of small pieces."""
+    async with scripted_model() as model_url, ways(model_url) as (all_ways, gateway):
+        await once(all_ways[THROUGH], gateway)
+        sample = await once(all_ways[THROUGH], gateway)
+    return {"CPU a request": sample.requests.cpu, "CPU a streamed MiB": sample.streams[SMALL].cpu}
+
+
+def tell(samples: dict[str, list[Sample]]) -> tuple[dict[str, Any], list[Panel]]:
+    """Print it; return what is kept and drawn. Milliseconds."""
     told: dict[str, Any] = {"unit": "ms", "request": {}, "streamed_mib": {}}
     rows: list[list[object]] = []
-    for name, samples in requests.items():
-        parts = {"first_byte": samples.first_byte, "whole": samples.whole, "gateway_cpu": samples.cpu}
-        told["request"][name] = figures = {part: summary(values, 1000) for part, values in parts.items()}
-        first = figures["first_byte"]
+    bars: list[Bar] = []
+    for name, of in samples.items():
+        whole = [statistics.median(sample.requests.whole) for sample in of]
+        direct = [statistics.median(sample.requests.whole) for sample in samples[DIRECT]]
+        told["request"][name] = figures = {
+            "first_byte": summary([each for sample in of for each in sample.requests.first_byte], 1000),
+            "whole": summary([each for sample in of for each in sample.requests.whole], 1000),
+            "gateway_cpu": summary([sample.requests.cpu for sample in of], 1000),
+            "whole_to_direct": ratio(whole, direct),
+        }
+        first, cpu = figures["first_byte"], figures["gateway_cpu"]["median"]
+        answers = figures["whole"]["median"], figures["whole_to_direct"]["of_medians"]
+        rows.append([name, first["median"], first["p99"], *answers, cpu])
+        bars.append(Bar.of(name, summary(whole, 1000), ours=name != DIRECT))
+    head = ["way", "first byte, median", "p99", "whole answer", "x direct", "gateway's CPU"]
+    table(f"One request of {REQUEST_BYTES // 1000} kB with a short answer, ms", head, rows)
+    panels = [Panel("One request with a short answer, ms", bars)]
+    return told, [*panels, *(tell_stream(kind, samples, told["streamed_mib"]) for kind in STREAMS)]
+
+
+def tell_stream(kind: str, samples: dict[str, list[Sample]], told: dict[str, Any]) -> Panel:
+    """One kind of long answers; milliseconds."""
+    told[kind] = {}
+    rows: list[list[object]] = []
+    for name, of in samples.items():
+        walls = [sample.streams[kind].whole for sample in of]
+        told[kind][name] = figures = {
+            "wall": summary(walls, 1000),
+            "gateway_cpu": summary([sample.streams[kind].cpu for sample in of], 1000),
+            "to_direct": ratio(walls, [sample.streams[kind].whole for sample in samples[DIRECT]]),
+        }
+        wall, cpu = figures["wall"], figures["gateway_cpu"]["median"]
         rows.append(
-            [name, first["median"], first["p99"], *(figures[p]["median"] for p in ("whole", "gateway_cpu"))]
+            [*(name, wall["median"], wall["min"], wall["max"]), figures["to_direct"]["of_medians"], cpu]
         )
-    head = ["way", "first byte, median", "p99", "whole answer", "gateway's CPU"]
-    table(f"One request of {REQUEST_BYTES // 1000} kB with a short answer, ms", head, sorted(rows, key=str))
-    rows = []
-    for kind, ways_ in streams.items():
-        told["streamed_mib"][kind] = {}
-        for name, samples in sorted(ways_.items()):
-            figures = {"wall": summary(samples.whole, 1000), "gateway_cpu": summary(samples.cpu, 1000)}
-            told["streamed_mib"][kind][name] = figures
-            wall = figures["wall"]
-            row = (wall["median"], wall["min"], wall["max"], figures["gateway_cpu"]["median"])
-            rows.append([f"{kind}, {name}", *row])
-    table("One streamed MiB, ms", ["way", "median", "min", "max", "gateway's CPU"], rows)
-    return told
+    table(f"One streamed MiB, {kind}, ms", ["way", "median", "min", "max", "x direct", "gateway's CPU"], rows)
+    bars = [Bar.of(name, figures["wall"], ours=name != DIRECT) for name, figures in told[kind].items()]
+    return Panel(f"One streamed MiB, {kind}, ms", bars)
 
 
 async def serve(model_url: str, run_dir: Path) -> None:
@@ -181,7 +221,8 @@ def main(argv: list[str] | None = None) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a served runtime has it
             runner.run(serve(options.serve, options.run_dir))
     else:
-        save("gateway", tell(*asyncio.run(measure(options.runs))))
+        told, panels = tell(asyncio.run(measure(options.runs)))
+        save("gateway", told, *panels)
 
 
 if __name__ == "__main__":

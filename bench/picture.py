@@ -42,7 +42,7 @@ class Panel:
     """Bars that share one scale; `title` names the unit too."""
 
     title: str
-    bars: Sequence[Bar]
+    bars: list[Bar]
 
 
 def draw(title: str, panels: Sequence[Panel]) -> str:

@@ -2,7 +2,7 @@
 
 Beside it in the same rounds: a plain process, and a bare bubblewrap line as the manual would have it
 (no seccomp filter, no uid of its own, no limits, nothing that outlives whoever started it). What an
-agent adds to a start is `first_block`'s business.
+agent adds to a start is `start`'s business.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import shutil
 import tempfile
 import time
@@ -31,11 +30,14 @@ from agent_runtime_adapters.sandboxes.modal.provider import ModalSandboxes
 from agent_runtime_adapters.sandboxes.registry import Registry
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 from agent_runtime_modal_local import LocalModal
-from figures import save, summary, table
+from figures import ratio, save, summary, table
 from memory import mib
+from picture import Bar, Panel
 from processes import memory
+from rounds import rounds
 
 MS = 1000.0
+PLAIN, BARE = "plain process, first line", "bare bubblewrap, first line"
 SAY_READY = ("/bin/sh", "-c", "echo ready")
 NOBODY = 65534
 IDLE_SANDBOXES = 10
@@ -95,8 +97,8 @@ async def contestants(root: Path) -> AsyncIterator[dict[str, Once]]:
         stack.enter_context(server.in_environment())
         modal = ModalSandboxes(ModalOptions())
         yield {
-            "plain process, first line": lambda: process(*SAY_READY),
-            "bare bubblewrap, first line": lambda: process(*bare_bubblewrap()),
+            PLAIN: lambda: process(*SAY_READY),
+            BARE: lambda: process(*bare_bubblewrap()),
             "unsafe-subprocess: it runs": creation(unsafe, spec, until_greeted=False),
             "local: it runs": creation(local, spec, until_greeted=False),
             "unsafe-subprocess: the runner greets": creation(unsafe, spec, until_greeted=True),
@@ -108,18 +110,10 @@ async def contestants(root: Path) -> AsyncIterator[dict[str, Once]]:
         await unsafe.close()
 
 
-async def starts(root: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Each in turn, so many rounds, after one that is not counted."""
-    samples: dict[str, list[float]] = {}
+async def starts(root: Path, count: int) -> dict[str, list[float]]:
+    """The seconds of each by round."""
     async with contestants(root) as named:
-        for number in range(rounds + 1):
-            order = list(named)
-            random.Random(number).shuffle(order)  # noqa: S311 - an order, not a secret
-            for name in order:
-                took = await named[name]()
-                if number:
-                    samples.setdefault(name, []).append(took)
-    return {name: summary(samples[name], MS) for name in named}
+        return await rounds(named, count)
 
 
 async def weight(root: Path, count: int) -> dict[str, float]:
@@ -148,11 +142,29 @@ async def weight(root: Path, count: int) -> dict[str, float]:
     }
 
 
-async def measure(rounds: int) -> dict[str, Any]:
+async def measure(count: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """All of it."""
     with tempfile.TemporaryDirectory(prefix="agent-runtime-bench-") as folder:
         root = Path(folder)
-        return {"starts": await starts(root, rounds), "sandbox_pss_mib": await weight(root, IDLE_SANDBOXES)}
+        return await starts(root, count), await weight(root, IDLE_SANDBOXES)
+
+
+def tell(started: dict[str, list[float]], weights: dict[str, float]) -> tuple[dict[str, Any], Panel]:
+    """Print it; return what is kept and drawn."""
+    figures = {name: summary(samples, MS) for name, samples in started.items()}
+    ratios = {name: ratio(samples, started[PLAIN]) for name, samples in started.items()}
+    table(
+        "Start, ms",
+        ["what", "median", "min", "max", "x plain"],
+        [
+            [name, *(row[key] for key in ("median", "min", "max")), ratios[name]["of_medians"]]
+            for name, row in figures.items()
+        ],
+    )
+    table("Memory of a sandbox with an idle runner, PSS in MiB", ["what", "PSS"], weights.items())
+    bars = [Bar.of(name, row, ours=name not in {PLAIN, BARE}) for name, row in figures.items()]
+    told = {"unit": "ms", "starts": figures, "ratio_to_plain": ratios, "sandbox_pss_mib": weights}
+    return told, Panel("Start, ms", bars)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -161,22 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30, help="of each (default: 30)")
     options = parser.parse_args(argv)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    measured = asyncio.run(measure(options.rounds))
-    plain = measured["starts"]["plain process, first line"]["median"]
-    table(
-        f"Start, ms: median of {options.rounds}",
-        ["what", "median", "min", "p99", "of plain"],
-        [
-            [name, row["median"], row["min"], row["p99"], f"{row['median'] / plain:.1f} x"]
-            for name, row in measured["starts"].items()
-        ],
-    )
-    table(
-        "Memory of a sandbox with an idle runner, PSS in MiB",
-        ["what", "PSS"],
-        measured["sandbox_pss_mib"].items(),
-    )
-    save("sandbox_start", measured)
+    told, panel = tell(*asyncio.run(measure(options.rounds)))
+    save("sandbox_start", told, panel)
 
 
 if __name__ == "__main__":

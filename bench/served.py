@@ -109,8 +109,8 @@ class Viewer:
     """A client that joined one session."""
 
     def __init__(self, connection: socketio.AsyncClient, session_id: str) -> None:
+        self.session_id = session_id
         self._client = connection
-        self._session_id = session_id
         self._events: list[tuple[float, dict[str, Any]]] = []
         self._more = asyncio.Event()
         connection.on("*", self._take)
@@ -118,7 +118,7 @@ class Viewer:
     async def turn(self, content: str = PROMPT) -> Turn:
         """Send a message and wait for the turn's end."""
         begin = len(self._events)
-        payload = {"sessionId": self._session_id, "content": content, "messageId": str(uuid.uuid4())}
+        payload = {"sessionId": self.session_id, "content": content, "messageId": str(uuid.uuid4())}
         sent = time.perf_counter()
         ack = await self._client.call("session:send", payload, timeout=WITHIN_S)
         accepted = time.perf_counter()
@@ -149,16 +149,28 @@ class Viewer:
 @asynccontextmanager
 async def viewing(system: System, session_id: str) -> AsyncIterator[Viewer]:
     """Connect over a websocket and join."""
-    client = socketio.AsyncClient(reconnection=False)
-    viewer = Viewer(client, session_id)
-    await client.connect(system.url, auth={"token": system.token}, transports=["websocket"])
+    async with connected(system) as connection:
+        yield await joined(connection, session_id)
+
+
+@asynccontextmanager
+async def connected(system: System) -> AsyncIterator[socketio.AsyncClient]:
+    """A client over a websocket, as an open page has it; it has joined nothing."""
+    connection = socketio.AsyncClient(reconnection=False)
+    await connection.connect(system.url, auth={"token": system.token}, transports=["websocket"])
     try:
-        ack = await client.call("session:join", {"sessionId": session_id}, timeout=WITHIN_S)
-        if not ack["ok"]:
-            raise SystemExit(f"cannot join: {ack['error']}")
-        yield viewer
+        yield connection
     finally:
-        await client.disconnect()
+        await connection.disconnect()
+
+
+async def joined(connection: socketio.AsyncClient, session_id: str) -> Viewer:
+    """Join a session; a client can be a viewer of one."""
+    viewer = Viewer(connection, session_id)
+    ack = await connection.call("session:join", {"sessionId": session_id}, timeout=WITHIN_S)
+    if not ack["ok"]:
+        raise SystemExit(f"cannot join: {ack['error']}")
+    return viewer
 
 
 async def new_session(system: System) -> str:

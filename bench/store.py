@@ -196,6 +196,26 @@ async def _prepare(file: Path) -> None:
     await store.close()
 
 
+async def gate() -> dict[str, float]:
+    """What `gate` compares: processor seconds of all threads for blocks saved one a call, and for turns."""
+    with TemporaryDirectory(prefix="agent-runtime-bench-store-") as folder:
+        file = Path(folder) / "gate.db"
+        await _prepare(file)
+        store = SqlitePersistence(file)
+        await store.open()
+        try:
+            await ours(store, batches(1, 0))
+            began = time.process_time()
+            for run in (1, 2):
+                await ours(store, batches(1, run * BLOCKS_A_RUN // SESSIONS))
+            blocks = time.process_time() - began
+            began = time.process_time()
+            await turns_together(store, 0)
+            return {"CPU of 10,000 blocks": blocks, "CPU of 1,000 turns": time.process_time() - began}
+        finally:
+            await store.close()
+
+
 def tell(rates: Figures, waits: dict[str, list[float]]) -> dict[str, Any]:
     """Print it; return what is kept."""
     upserts = {
