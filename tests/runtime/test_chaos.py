@@ -193,6 +193,80 @@ async def test_whatever_happens_between_deaths_each_message_ends_once(seed: int)
             assert not sandboxes.living()
 
 
+class Diligent(Luck):
+    """An agent that answers whatever it is told, one after the other, and an interrupt with its end.
+
+    Some agents forget at an interrupt what they were told and have not begun; `forgetful` says so.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.forgetful = self.dice.random() < 0.5
+        self.waiting: dict[int, list[Stage]] = {}
+
+    async def script(self, stage: Stage) -> None:
+        waiting = self.waiting.setdefault(id(stage.recalled), [])
+        waiting.append(stage)
+        async with self.at_work.setdefault(id(stage.recalled), asyncio.Lock()):
+            if stage in waiting:
+                waiting.remove(stage)
+                await self.play(stage)
+            if self.forgetful and stage.interrupted.is_set():
+                while waiting:
+                    forgotten = waiting.pop(0).turn_id
+                    stage.rest(TurnStatus.CANCELLED, message_ids=(forgotten,))
+
+    async def play(self, stage: Stage) -> None:
+        for number in range(self.dice.randrange(1, 4)):
+            stage.text(f"{stage.turn_id}-{number}", "some ", "words")
+            await self.idle()
+            if stage.interrupted.is_set():
+                stage.rest(TurnStatus.CANCELLED, message_ids=(stage.turn_id,))
+                return
+        stage.rest(message_ids=(stage.turn_id,))
+
+    async def strike(self, it: World, session_id: str, tasks: asyncio.TaskGroup) -> None:
+        match self.dice.randrange(8):
+            case 0 | 1 | 2:
+                tasks.create_task(self.send(it, session_id))
+            case 3:
+                turn_id = self.dice.choice([None, *self.sent[-3:]])
+                tasks.create_task(tolerated(it.manager.interrupt(ANNA, session_id, turn_id)))
+            case 4 if living := it.sandboxes.living():
+                living[0].break_connections()
+            case 5:
+                it.store.down = not it.store.down
+            case 6:
+                await asyncio.sleep(self.dice.random() * 0.03)  # idle, perhaps
+            case _:
+                tasks.create_task(tolerated(it.manager.prewarm_session(ANNA, session_id)))
+        await self.idle()
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_whatever_happens_between_deaths_each_message_is_answered_without_anybody_asking(
+    seed: int,
+) -> None:
+    luck, store = Diligent(seed), MemoryPersistence()
+    async with ScriptedSandboxes(luck.script) as sandboxes:
+        session_id = ""
+        for _ in range(5):
+            async with runtime(sandboxes, store, leaves=True, **HASTY) as it:
+                session_id = session_id or await it.new()
+                async with asyncio.TaskGroup() as tasks:
+                    for _ in range(luck.dice.randrange(1, 12)):
+                        await luck.strike(it, session_id, tasks)
+                    it.store.down = False
+                await luck.idle()
+                await killed(it)
+        async with runtime(sandboxes, store, **HASTY) as it:
+            await it.manager.snapshot(ANNA, session_id)
+            async with asyncio.timeout(10):
+                while any(turn.ended_at is None for turn in await it.turns(session_id)):
+                    await asyncio.sleep(0.001)
+            assert set(luck.sent) <= {turn.turn_id for turn in await it.turns(session_id)}
+
+
 async def ready(it: World) -> None:
     """The last write that failed is tried again after its back-off."""
     async with asyncio.timeout(10):
