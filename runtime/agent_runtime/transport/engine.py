@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from io import BytesIO
 from typing import Any, Final
 
@@ -20,14 +20,13 @@ import engineio  # type: ignore[import-untyped]
 import socketio
 from aiohttp import web
 from engineio.async_drivers.aiohttp import WebSocket, translate_request  # type: ignore[import-untyped]
-from engineio.packet import MESSAGE  # type: ignore[import-untyped]
-from engineio.packet import Packet as Frame
 from engineio.payload import Payload  # type: ignore[import-untyped]
 from socketio import packet as sio_packet
 
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.tasks import Tasks
 from agent_runtime.transport import wire
+from agent_runtime.transport.frames import WRITE_BYTES, Backlog, Batch, Told, framed
 
 MALFORMED: Final = "malformed"
 """The event that stands for whatever could not be read; it reaches the catch-all handler."""
@@ -90,49 +89,55 @@ class StrictPacket(sio_packet.Packet):  # type: ignore[misc]
         return data[0] not in _RESERVED
 
 
-class LiveFrame(Frame):  # type: ignore[misc]
-    """A frame of the live stream, shared by all its receivers; counted where it waits."""
-
-
-class Backlog(asyncio.Queue[Any]):
-    """What waits for one connection, with its size: of everything, and of live events alone."""
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self.is_doomed = False
-        self.taken = asyncio.Event()
-        self.total_bytes = 0
-        self.live_bytes = 0
-
-    def _put(self, item: Any) -> None:
-        super()._put(item)
-        self._count(item, +1)
-
-    def _get(self) -> Any:
-        item = super()._get()
-        self._count(item, -1)
-        self.taken.set()
-        return item
-
-    def _count(self, item: Any, sign: int) -> None:
-        size = sign * len(item.data) if item is not None and isinstance(item.data, str) else 0
-        self.total_bytes += size
-        if isinstance(item, LiveFrame):
-            self.live_bytes += size
-
-
 class GuardedWebSocket(WebSocket):  # type: ignore[misc]
-    """A websocket that ends on frames that are no Engine.IO packets, and can be cut from outside."""
+    """A websocket that ends on frames that are no Engine.IO packets, and can be cut from outside.
+
+    Live events may be written to it past the connection's queue (`pass_by`), so it is never compressed.
+    """
+
+    _transport: asyncio.Transport
+    _is_sending = False
 
     async def __call__(self, environ: dict[str, Any]) -> Any:
         """Serve the connection until it ends."""
         eio_sid = self.handler.__self__.sid
-        self._transport = environ["aiohttp.request"].transport
+        self.environ, request = environ, environ["aiohttp.request"]
+        self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
+        await self._sock.prepare(request)
+        self._transport = request.transport
         self.server.wires[eio_sid] = self
         try:
-            return await super().__call__(environ)
+            await self.handler(self)
         finally:
-            self.server.wires.pop(eio_sid, None)
+            if self.server.wires.get(eio_sid) is self:
+                del self.server.wires[eio_sid]
+        return self._sock
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and the system has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def pass_by(self, frames: bytes) -> bool:
+        """Write frames at once where the queue's own writer is not in the middle of something.
+
+        Returns False, and writes nothing, where they have to wait.
+        """
+        transport = self._transport
+        if self._is_sending or self._sock.closed or transport.is_closing():
+            return False
+        if transport.get_write_buffer_size() > WRITE_BYTES:
+            return False
+        transport.write(frames)
+        return True
+
+    async def send(self, message: str | bytes) -> None:
+        """Write what the queue's writer took; it may have to wait until the other side reads."""
+        self._is_sending = True
+        try:
+            await super().send(message)
+        finally:
+            self._is_sending = False
 
     async def cut(self, reason: str) -> None:
         """Say why and end, whether the other side reads or not."""
@@ -141,8 +146,7 @@ class GuardedWebSocket(WebSocket):  # type: ignore[misc]
                 await self._sock.close(code=wire.CUT_CODE, message=reason.encode())
         except (TimeoutError, ConnectionError):
             pass  # it does not even take that
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     async def wait(self) -> Any:
         """The next frame. Raises OSError where the connection is over or nonsense came."""
@@ -249,17 +253,36 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         if connection is not None:
             connection.queue.put_nowait(None)  # else a poll that waits is held until the next ping
 
-    def deliver(self, sids: Iterable[str], event: str, payload: bytes) -> None:
-        """Queue one event for these connections, framed once; cut those that are over their bound."""
-        frame = LiveFrame(MESSAGE, f'{sio_packet.EVENT}["{event}",{payload.decode()}]')
-        for sid in sids:
-            connection = self._connection(sid)
-            if connection is None or connection.closed or connection.queue.is_doomed:
-                continue
-            connection.queue.put_nowait(frame)
-            if connection.queue.live_bytes > self._backlog_bytes:
+    def deliver(self, sids: Sequence[str], events: Iterable[Told]) -> None:
+        """Send events to these connections, framed once; cut those that are over their bound.
+
+        A socket that takes it is written to here and now; else, and over polling, they are queued.
+        """
+        for batch in framed(events):
+            for sid in sids:
+                connection = self._connection(sid)
+                if connection is None or connection.closed or connection.queue.is_doomed:
+                    continue
+                if not self._pass_by(connection, batch):
+                    self._queue(sid, connection, batch)
+
+    def _pass_by(self, connection: Any, batch: Batch) -> bool:
+        """Write to the socket itself, unless something is queued that has to come before."""
+        if not (connection.queue.is_passable and connection.upgraded):
+            return False
+        socket = self.eio.wires.get(connection.sid)
+        return socket is not None and socket.pass_by(batch.written)
+
+    def _queue(self, sid: str, connection: Any, batch: Batch) -> None:
+        queue, socket = connection.queue, self.eio.wires.get(connection.sid)
+        # Of what a socket holds no more than this are live events; the rest is an answer, a large one.
+        held = 0 if socket is None else min(socket.unsent_bytes, WRITE_BYTES)
+        for packet in batch.queued:
+            queue.put_nowait(packet)
+            if queue.live_bytes + held > self._backlog_bytes:
                 self._on_slow()
                 self.cut(sid, wire.SLOW_CONSUMER)
+                return
 
     async def drained(self, sid: str, bound: int | None = None) -> None:
         """Return once no more than the bound waits for this connection, answers included."""

@@ -1,15 +1,15 @@
 """relay: carries a session's log to the connections that joined it.
 
 One relay per session with viewers, one task each. It reads the log from its own place on, encodes
-every event once and queues it for all viewers; it admits a viewer between two reads, after sending
+every event once and hands it on for all viewers; it admits a viewer between two reads, after sending
 it alone what it lacks, so that nothing is missing and nothing comes twice. It knows no Socket.IO:
-`deliver` puts an encoded event into the queues of connections.
+`deliver` brings encoded events to connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -36,8 +36,8 @@ class Followed(Protocol):
         ...
 
 
-Deliver = Callable[[Sequence[str], str, bytes], None]
-"""(connections, event name, encoded envelope) -> queued for each."""
+Deliver = Callable[[Sequence[str], Iterable[tuple[str, bytes]]], None]
+"""(connections, events by name with their encoded envelopes) -> on the way to each."""
 Cut = Callable[[str, str], None]
 """(connection, reason) -> it is closed; its client joins again."""
 Check = Callable[[], Awaitable[object]]
@@ -106,8 +106,7 @@ class Relay:
         if isinstance(found, Gap):
             await self._jump(found.head)
             return
-        for entry in found.entries:
-            self._send(tuple(self._viewers), entry)
+        self._send(tuple(self._viewers), found.entries)
         self._position = found.head
 
     async def _jump(self, head: Position) -> None:
@@ -117,8 +116,7 @@ class Relay:
         """
         await self._check()
         newest = await self._newest(head)
-        for entry in newest:
-            self._send(tuple(self._viewers), entry)
+        self._send(tuple(self._viewers), newest)
         self._position = newest[-1].position if newest else head
 
     async def _let_in(self, admission: Admission) -> None:
@@ -126,8 +124,7 @@ class Relay:
         if admission not in self._waiting:
             return  # it left, or joined anew, while we looked
         self._waiting.remove(admission)
-        for entry in missing:
-            self._send((admission.sid,), entry)
+        self._send((admission.sid,), missing)
         self._viewers[admission.sid] = None
 
     async def _between(self, after: Position) -> tuple[LogEntry, ...]:
@@ -161,9 +158,11 @@ class Relay:
         if nap is not None:
             nap.reschedule(0)
 
-    def _send(self, sids: Sequence[str], entry: LogEntry) -> None:
-        if sids:
-            self._deliver(sids, entry.event.type, wire.encoded(self._session_id, entry))
+    def _send(self, sids: Sequence[str], entries: Sequence[LogEntry]) -> None:
+        if sids and entries:
+            self._deliver(
+                sids, ((entry.event.type, wire.encoded(self._session_id, entry)) for entry in entries)
+            )
 
 
 class Relays:

@@ -152,7 +152,7 @@ class SocketCommands:
             self._relays.leave(sid, session_id)  # the connection went while we looked
             return answer
         self._metrics.joins.labels(answer["resume"]).inc()
-        # The ack is queued in the same step of the loop in which we return; live events come after it.
+        # The ack is queued in the same step of the loop in which we return; live events do not pass it.
         asyncio.get_running_loop().call_soon(
             self._relays.admit,
             sid,
@@ -205,7 +205,7 @@ class SocketCommands:
         asked = payloads.read(payloads.WatchCommand, {} if payload is None else payload)
         await self._unwatch(sid, viewer, None)
         # Watching begins before the page is read: a change may be told twice, but never not at all.
-        watch = Watch(lambda event, told: self._server.deliver((sid,), event, told))
+        watch = Watch(lambda event, told: self._server.deliver((sid,), [(event, told)]))
         cancel = self._manager.watch(viewer.principal, watch.note)
         try:
             sessions, cursor = await self._manager.list_sessions(

@@ -137,14 +137,14 @@ class Terminals:
         try:
             while data := await held.terminal.receive():
                 shown = {"terminalId": terminal_id, "data": base64.b64encode(data).decode("ascii")}
-                self._server.deliver((sid,), wire.TERMINAL_OUTPUT, wire.dump(shown))
+                self._server.deliver((sid,), [(wire.TERMINAL_OUTPUT, wire.dump(shown))])
                 await self._server.drained(sid, SHOWN_BYTES)
                 await asyncio.sleep(len(data) / SHOWN_A_SECOND)
         except RuntimeFault:
             pass  # the sandbox is gone: so is the shell, and nobody knows its code
         code = held.terminal.code
         told = {"terminalId": terminal_id} | ({} if code is None else {"code": code})
-        self._server.deliver((sid,), wire.TERMINAL_EXIT, wire.dump(told))
+        self._server.deliver((sid,), [(wire.TERMINAL_EXIT, wire.dump(told))])
         mine = self._held.get(sid, {})
         if mine.get(terminal_id) is held:
             del mine[terminal_id]
