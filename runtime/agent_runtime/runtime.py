@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from agent_runtime import logs
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.manager import SessionManager
 from agent_runtime.transport.app import attach, build_app
@@ -19,9 +20,12 @@ class AgentRuntime:
     Args:
         config: see `RuntimeConfig`. One configuration makes one runtime: its parts are opened and
             closed with it.
+
+    Its log goes through structlog, as the host has configured that; see `logs` where it has not.
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
+        logs.be_plain()
         self.config = config
         self.manager = SessionManager(config)
 

@@ -18,6 +18,7 @@ import structlog
 import typer
 import uvloop
 
+from agent_runtime import logs
 from agent_runtime.errors import RuntimeFault
 
 from . import demo as demo_command
@@ -142,19 +143,9 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _log_to_stderr(level: int) -> None:
-    """People read standard error; standard output belongs to the commands.
-
-    Tracebacks are plain: structlog's default shows the variables of every frame, secrets included.
-    """
+    """People read standard error; standard output belongs to the commands."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            ),
-        ],
+        processors=logs.processors(sys.stderr),
     )

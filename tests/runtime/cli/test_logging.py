@@ -1,5 +1,6 @@
-"""What the command line logs: readable, on standard error, and without the variables of a failure."""
+"""What is logged of a failure: readable, where it belongs, and without the variables."""
 
+import json
 import subprocess
 import sys
 
@@ -15,6 +16,40 @@ try:
 except RuntimeError:
     log.exception("task_failed", session_id="s-1")
 """
+
+HOST = """
+import structlog
+{configured}
+from pathlib import Path
+from agent_runtime.runtime import AgentRuntime
+from tests.runtime.transport.world import quiet_config
+AgentRuntime(quiet_config())
+def fail(token):
+    raise RuntimeError("something went wrong")
+try:
+    fail("a-secret-" + "token")
+except RuntimeError:
+    structlog.get_logger().exception("task_failed")
+"""
+
+
+def test_a_host_that_configured_nothing_gets_tracebacks_without_variables() -> None:
+    done = told_by(HOST.format(configured=""))
+
+    assert "RuntimeError: something went wrong" in done
+    assert "a-secret-token" not in done
+
+
+def test_a_hosts_own_configuration_stays() -> None:
+    chosen = "structlog.configure(processors=[structlog.processors.JSONRenderer()])"
+    done = told_by(HOST.format(configured=chosen))
+
+    assert json.loads(done) == {"event": "task_failed", "exc_info": True}
+
+
+def told_by(program: str) -> str:
+    """What it prints."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_traceback_names_the_place_and_never_the_variables() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import aiohttp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from agent_runtime.transport.engine import MALFORMED, StrictPacket
 from tests.runtime.transport.world import ANNA, BERT, World, delta, start, world
@@ -349,3 +351,22 @@ def test_no_payload_whatsoever_is_an_internal_error(commands: list[tuple[str, An
                 assert answer.get("error", {}).get("category") != "internal", (command, payload)
 
     asyncio.run(story())
+
+
+async def test_who_hangs_up_in_the_handshake_is_no_failure() -> None:
+    hello = (
+        b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    async with world() as w:
+        port = int(w.url.rpartition(":")[2])
+        with capture_logs() as logs:
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", port)) as caller:
+                    caller.sendall(hello)
+            await eventually(lambda: len(logs) >= 20)
+        assert {line["event"] for line in logs} == {"request"}
+        assert 499 in {line["status"] for line in logs}
+        async with w.viewer() as viewer:
+            assert (await viewer.ask("sessions:watch"))["ok"]

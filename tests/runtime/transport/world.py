@@ -290,6 +290,18 @@ class Viewer:
         return answer
 
 
+def quiet_config() -> RuntimeConfig:
+    """Parts that touch nothing outside of this process."""
+    return RuntimeConfig(
+        persistence=MemoryPersistence(),
+        sandboxes=ScriptedSandboxes(),
+        agents=(ScriptedAgent(),),
+        gateway=NoGateway(),
+        log=MemoryEventLog(),
+        authenticator=TwoPeople(),
+    )
+
+
 @asynccontextmanager
 async def world(
     prefix: str | None = None, log_bytes: int | None = None, port: int = 0, **options: Any
@@ -297,15 +309,7 @@ async def world(
     """A server for as long as the block lasts. `prefix`: mounted in a host's application instead."""
     log = MemoryEventLog() if log_bytes is None else MemoryEventLog(max_bytes_per_session=log_bytes)
     sandboxes = ScriptedSandboxes()
-    config = RuntimeConfig(
-        persistence=MemoryPersistence(),
-        sandboxes=sandboxes,
-        agents=(ScriptedAgent(),),
-        gateway=NoGateway(),
-        log=log,
-        authenticator=TwoPeople(),
-    )
-    config = replace(config, **options)
+    config = replace(quiet_config(), sandboxes=sandboxes, log=log, **options)
     manager = SessionManager(config)
     if prefix is None:
         app = build_app(manager, config)
