@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent_runtime_adapters.sandboxes.registry import Registry
 from figures import save, table
+from idling import measure_idling, tell_idling
 from processes import Memory, children, memory
 from served import System, new_session, scripted_model, served, viewing
 
@@ -107,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="memory", description=__doc__)
     parser.add_argument("--sessions", type=int, default=200, help="loaded sessions (default: 200)")
     parser.add_argument("--agents", type=int, default=5, help="sessions with an idle agent (default: 5)")
+    parser.add_argument("--soak", type=float, default=20.0, help="seconds of the soak (default: 20)")
     options = parser.parse_args(argv)
     measured = asyncio.run(measure(options.sessions, options.agents))
     table(
@@ -114,7 +116,10 @@ def main(argv: list[str] | None = None) -> None:
         ["what", "PSS", "private"],
         [[name, *figures.values()] for name, figures in measured.items()],
     )
-    save("memory", {"unit": "MiB", "sessions": options.sessions, "agents": options.agents, **measured})
+    found = asyncio.run(measure_idling(options.soak))
+    tell_idling(found)
+    counts = {"sessions": options.sessions, "agents": options.agents}
+    save("memory", {"unit": "MiB", **counts, **measured, "idling_bytes": found})
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ async def served(model_url: str, *, core: int | None = None, **settings: Any) ->
 
 def client(url: str, token: str) -> aiohttp.ClientSession:
     """Who may call."""
-    return aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {token}"})
+    connector = aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(url, connector=connector, headers={"Authorization": f"Bearer {token}"})
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class Viewer:
         if status != "completed":
             raise SystemExit(f"the turn did not complete: {turn.events[-1][1]}")
         return turn
+
+    def forget(self) -> None:
+        """Let go of what was heard."""
+        self._events.clear()
 
     async def until(self, kind: str, begin: int = 0, phase: str | None = None) -> None:
         """Wait for an event from number `begin` on; with `phase`, one that tells of this phase."""

@@ -277,18 +277,22 @@ async def load(
     store = config.persistence
     page = await _newest_blocks(store, record)
     newest = await store.load_turns(record.session_id, limit=1)
+    conversation = Conversation(
+        page.blocks,
+        has_older=page.has_more,
+        told_from=record.checkpoint.next_index if record.sandbox and record.checkpoint else None,
+    )
+    if record.sandbox is None:  # nothing can be told again
+        conversation.trim(config.block_page, unsaved=())
     recorder = Recorder(
         record,
-        Conversation(
-            page.blocks,
-            has_older=page.has_more,
-            told_from=record.checkpoint.next_index if record.sandbox and record.checkpoint else None,
-        ),
+        conversation,
         files=await store.load_manifest(record.session_id),
         position=await config.log.head(record.session_id),
         log=config.log,
         persistence=store,
         sync_interval_s=config.sync_interval_s,
+        page=config.block_page,
     )
     return AgentSession(
         recorder,

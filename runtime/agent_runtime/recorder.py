@@ -31,7 +31,7 @@ _RETRY_MOST_S: Final = 5.0
 _UNSAVED_BYTES: Final = 64 * 1024 * 1024
 """Files and transcript that wait for a store; beyond it the sandbox's journal, on disk, holds the rest."""
 _KEPT_BLOCKS: Final = 400
-"""Complete blocks held in memory for joining viewers; older ones are read from the store."""
+"""Complete blocks held in memory during a turn: what is told of them once more finds them in their place."""
 
 T = TypeVar("T")
 _Write: TypeAlias = Callable[[], Awaitable[None]]
@@ -45,6 +45,7 @@ class Recorder:
         conversation: its newest blocks.
         files: the manifest as it is stored (no content).
         position: the log's head; `position` always names the last event that was folded.
+        page: so many blocks a joining viewer gets; between turns no more are held.
 
     `fault` says why while a write is being repeated because the store does not take it; `full` while
     so much waits to be saved that no more should be brought in, and `relieved` is called when that
@@ -63,6 +64,7 @@ class Recorder:
         log: EventLog,
         persistence: PersistenceAdapter,
         sync_interval_s: float,
+        page: int,
     ) -> None:
         self.record = record
         self.conversation = conversation
@@ -75,6 +77,7 @@ class Recorder:
         self._log = log
         self._persistence = persistence
         self._sync_interval_s = sync_interval_s
+        self._page = page
         self._blocks: dict[str, None] = {}
         self._unsaved_files: dict[str, WorkspaceFile | None] = {}
         self._transcript: dict[str, tuple[int, list[dict[str, Any]]]] = {}
@@ -226,6 +229,30 @@ class Recorder:
                 )
             )
 
+    async def save_end(self, turn: Turn, **changes: Any) -> None:
+        """Make a turn's end durable with all that is not: in one call, but for files and transcript."""
+        if self._transcript:
+            await self._save_noted()  # whose it is must be known before any of it
+        if self._transcript or self._unsaved_files:
+            await self._save_workspace()
+        async with self._unsaved_blocks() as blocks:
+            self.record = self.record.model_copy(update=changes)
+            if not await self._turn_saved(turn, blocks):
+                await self._save_each(blocks)
+                await self._turn_saved(turn, ())
+        self.conversation.trim(self._page, unsaved=self._blocks.keys())
+
+    async def _turn_saved(self, turn: Turn, blocks: Sequence[StoredBlock]) -> bool:
+        """With the record as it is; what was noted in it needs no saving of its own."""
+        noted, self._noted = self._noted, False
+        try:
+            return await self._until_saved(
+                lambda: self._persistence.save_turn(self.session_id, turn, blocks, record=self.record)
+            )
+        except BaseException:
+            self._noted = noted or self._noted
+            raise
+
     async def update_record(self, **changes: Any) -> None:
         """Change the session's record and make it durable."""
         self.record = self.record.model_copy(update=changes)
@@ -288,18 +315,27 @@ class Recorder:
                 await self._save_workspace(files_alone=self.record.agent_session_id is None)
 
     async def _save_blocks(self) -> None:
+        async with self._unsaved_blocks() as stored:
+            if stored and not await self._blocks_saved(stored):
+                await self._save_each(stored)
+
+    @contextlib.asynccontextmanager
+    async def _unsaved_blocks(self) -> AsyncIterator[Sequence[StoredBlock]]:
+        """Take the blocks that are to be saved; they still are where saving them is broken off."""
         async with self._writing:
             ids, self._blocks = self._blocks, {}
             try:
-                stored = self.conversation.stored(ids)
-                if stored and not await self._blocks_saved(stored):
-                    for block in stored:  # one of them is at fault; the others are not
-                        await self._blocks_saved((block,))
+                yield self.conversation.stored(ids)
             except BaseException:
-                self._blocks = ids | self._blocks  # cancelled in mid-write: it is still to be saved
+                self._blocks = ids | self._blocks
                 self._dirty.set()
                 raise
             self.conversation.trim(_KEPT_BLOCKS, unsaved=self._blocks.keys())
+
+    async def _save_each(self, blocks: Sequence[StoredBlock]) -> None:
+        """One of them is at fault; the others are not."""
+        for block in blocks:
+            await self._blocks_saved((block,))
 
     async def _blocks_saved(self, blocks: Sequence[StoredBlock]) -> bool:
         return await self._until_saved(lambda: self._persistence.save_blocks(self.session_id, blocks))

@@ -188,9 +188,8 @@ class Turns:
         recorder = self._recorder
         await self.close_open(report.status, everything=everything)
         changes = await settle()
-        await recorder.flush()
         turn = self._ended(self.current, report)
-        await recorder.save_turn(
+        await recorder.save_end(
             turn,
             **changes,
             last_activity=turn.ended_at,

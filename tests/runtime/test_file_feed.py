@@ -65,6 +65,7 @@ async def fed() -> AsyncIterator[Fed]:
         log=log,
         persistence=store,
         sync_interval_s=0.001,
+        page=50,
     )
     async with asyncio.timeout(10), linked() as (link, sandbox, _):
         yield Fed(FileFeed(link, recorder, turn_id=lambda: None), sandbox.sides[0], recorder, store)

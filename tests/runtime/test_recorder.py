@@ -14,7 +14,7 @@ from agent_runtime.errors import InvalidRequest, PersistenceFault
 from agent_runtime.events import BlockComplete, BlockStart, MetadataUpdate, TextDelta
 from agent_runtime.ports import StoredBlock
 from agent_runtime.recorder import Recorder
-from agent_runtime.records import SessionRecord, WorkspaceFile
+from agent_runtime.records import SessionRecord, Turn, TurnStatus, WorkspaceFile
 from agent_runtime.workspace import file_of
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
@@ -48,6 +48,7 @@ async def recording() -> AsyncIterator[tuple[Recorder, FaultyPersistence]]:
             log=log,
             persistence=store,
             sync_interval_s=0.001,
+            page=50,
         ),
         store,
     )
@@ -216,17 +217,30 @@ async def test_a_transcript_goes_on_where_the_store_has_it() -> None:
         }
 
 
-async def test_a_block_that_no_store_can_take_costs_no_other() -> None:
-    class Picky(MemoryPersistence):
-        async def save_blocks(self, session_id: str, blocks: Any) -> None:
-            if any(stored.block.id == "bad" for stored in blocks):
-                raise InvalidRequest("cannot be written", code="unstorable_value")
-            await super().save_blocks(session_id, blocks)
+class Picky(MemoryPersistence):
+    """Takes no block whose id is `bad`."""
 
+    def __init__(self, like: MemoryPersistence) -> None:
+        super().__init__()
+        self._sessions, self._open = like._sessions, True
+
+    async def save_blocks(self, session_id: str, blocks: Any) -> None:
+        self._look_at(blocks)
+        await super().save_blocks(session_id, blocks)
+
+    async def save_turn(self, session_id: str, turn: Turn, blocks: Any = (), **named: Any) -> None:
+        self._look_at(blocks)
+        await super().save_turn(session_id, turn, blocks, **named)
+
+    @staticmethod
+    def _look_at(blocks: Any) -> None:
+        if any(stored.block.id == "bad" for stored in blocks):
+            raise InvalidRequest("cannot be written", code="unstorable_value")
+
+
+async def test_a_block_that_no_store_can_take_costs_no_other() -> None:
     async with recording() as (recorder, store):
-        picky = Picky()
-        picky._sessions, picky._open = store.inner._sessions, True
-        store.inner = picky
+        store.inner = Picky(store.inner)
         await recorder.publish([text("a"), text("bad"), text("c")])
         await recorder.flush()
         assert await stored_blocks(store) == ["a", "c"]
@@ -261,3 +275,50 @@ async def test_records_of_one_block_never_change_its_place() -> None:
         page = await store.inner.load_blocks("s", limit=9)
         first = AssistantText(id="a", timestamp=AT, content="again")
         assert page.blocks[0] == StoredBlock(0, first)
+
+
+ENDED = Turn(turn_id="t", index=0, status=TurnStatus.COMPLETED, started_at=AT)
+
+
+async def test_a_turns_end_waits_for_the_write_under_way_and_for_its_own_alone() -> None:
+    async with recording() as (recorder, store), asyncio.TaskGroup() as tasks:
+        syncing = tasks.create_task(recorder.keep_in_sync())
+        store.calls.clear()
+        store.hold()
+        await recorder.publish([text("first")])
+        await eventually(lambda: store.calls)
+        await recorder.publish([text("second"), text("third")])
+        ending = tasks.create_task(recorder.save_end(ENDED, cost_usd=1.5))
+        store.let_go()
+        await ending
+        assert store.calls == ["save_blocks", "save_turn"]
+        assert (await store.inner.load_session("s")).cost_usd == 1.5
+        kept = await store.inner.load_blocks("s", limit=10)
+        assert [each.block.id for each in kept.blocks] == ["first", "second", "third"]
+        assert not recorder.dirty
+        syncing.cancel()
+
+
+async def test_a_turn_ends_whose_last_block_no_store_can_take() -> None:
+    async with recording() as (recorder, store):
+        await recorder.publish([text("good"), text("bad"), text("better")])
+        store.inner = Picky(store.inner)
+        await recorder.save_end(ENDED)
+        kept = await store.inner.load_blocks("s", limit=10)
+        assert [each.block.id for each in kept.blocks] == ["good", "better"]
+        assert (await store.inner.load_turns("s", limit=1))[0].status is TurnStatus.COMPLETED
+
+
+async def test_an_end_that_was_broken_off_leaves_all_that_is_to_be_saved() -> None:
+    async with recording() as (recorder, store), asyncio.TaskGroup() as tasks:
+        await recorder.publish([text("one")])
+        recorder.note(agent_session_id="a")
+        store.hold()
+        ending = tasks.create_task(recorder.save_end(ENDED))
+        await eventually(lambda: "save_turn" in store.calls)
+        ending.cancel()
+        await asyncio.wait([ending])
+        store.let_go()
+        await recorder.flush()
+        assert (await store.inner.load_session("s")).agent_session_id == "a"
+        assert len((await store.inner.load_blocks("s", limit=10)).blocks) == 1

@@ -199,7 +199,13 @@ async def test_writes_of_one_session_come_one_at_a_time() -> None:
 
 
 async def test_a_store_that_breaks_its_promises_ends_the_session_and_leaves_no_sandbox() -> None:
-    async with world() as it:
+    async def script(stage: Stage) -> None:
+        if stage.message == "breaks":
+            stage.text("said", "and then works on")  # in a turn's end it would be saved with the turn
+        else:
+            await echo(stage)
+
+    async with world(script) as it:
         session_id = await it.new(message="hello")
         await it.ended(session_id, 1)
         await it.reaches(session_id, Phase.READY)

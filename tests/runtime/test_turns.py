@@ -48,6 +48,7 @@ class Desk:
             log=desk.log,
             persistence=desk.store,
             sync_interval_s=1.0,
+            page=50,
         )
         desk.turns = Turns(desk.recorder, desk.store, next_index=0)
         return desk

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,7 +167,7 @@ class SqlitePersistence:
         """Upsert blocks by id; each keeps its first index. Raises `NotFound` (`session_not_found`)."""
 
         def job(db: sqlite3.Connection) -> None:
-            put_blocks(db, session_number(db, session_id), blocks)
+            put_blocks(db, session_id, blocks)
 
         await self._write(job)
 
@@ -218,7 +218,7 @@ class SqlitePersistence:
         def job(db: sqlite3.Connection) -> None:
             number = session_number(db, session_id)
             put_turn(db, number, turn)
-            put_blocks(db, number, blocks)
+            put_blocks(db, session_id, blocks)
             if record is not None:
                 put_record(db, record)
 
@@ -381,10 +381,10 @@ class SqlitePersistence:
 
         return await self._read(job)
 
-    async def _write(self, job: Job[T]) -> T:
+    def _write(self, job: Job[T]) -> Coroutine[Any, Any, T]:
         if self._writer is None:
             raise closed()
-        return await self._writer.write(job)
+        return self._writer.write(job)
 
     async def _read(self, job: Job[T]) -> T:
         if self._readers is None:
