@@ -185,7 +185,6 @@ async def idle_viewers(url: str, token: str, sessions: list[str]) -> AsyncIterat
 
 async def soak(data: Path, seconds: float) -> dict[str, float]:
     """MiB after a third of the time, and how much more at its end; and how often what was done."""
-    data.mkdir()
     async with probed(data) as system, AsyncExitStack() as stack:
         viewers = [
             await stack.enter_async_context(viewing(system, await new_session(system))) for _ in (1, 2)
@@ -245,6 +244,7 @@ async def measure_idling(soak_s: float) -> dict[str, Any]:
         data = Path(folder)
         (data / "blocks").mkdir()
         (data / "many").mkdir()
+        (data / "soak").mkdir()
         found: dict[str, Any] = {"loaded_200": await loaded_with_blocks(data / "blocks"), "peers": peers()}
         found |= {"stock_viewer": await stock_viewer(), "many": await many(data / "many")}
         found["soak"] = await soak(data / "soak", soak_s)
