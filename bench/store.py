@@ -223,11 +223,14 @@ def tell(rates: Figures, waits: dict[str, list[float]]) -> dict[str, Any]:
         for calls, variants in rates.items()
     }
     for calls, variants in upserts.items():
-        base = variants[STRAIGHT]["median"]
+        base, limit = variants[STRAIGHT]["median"], variants[LIMIT]["median"]
         table(
             f"Blocks saved a second by {SESSIONS} sessions, {calls}",
-            ["variant", "median", "min", "max", "x straight"],
-            [[n, f["median"], f["min"], f["max"], f["median"] / base] for n, f in variants.items()],
+            ["variant", "median", "min", "max", "x straight", "x limit"],
+            [
+                [n, f["median"], f["min"], f["max"], f["median"] / base, f["median"] / limit]
+                for n, f in variants.items()
+            ],
         )
     latency = {variant: summary(samples, 1000) for variant, samples in waits.items()}
     table(
