@@ -93,7 +93,8 @@ class LocalSandboxes:
         """Run a real sandbox, once; say how to get what is missing."""
         async with self._probing:
             if self._capabilities is None:
-                found, _ = await asyncio.gather(find_best(self._tiers, self._attempt), write_bytecode())
+                await write_bytecode()
+                found = await find_best(self._tiers, self._attempt)
                 if found.tier is not None:
                     self._keeper = Keeper(self._root, self._manner(found.tier, found.bounds, self._runner))
                     found = replace(found, reasons=(*found.reasons, *await self._is_open(found)))

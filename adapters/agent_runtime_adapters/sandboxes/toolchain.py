@@ -13,12 +13,14 @@ uv, /usr). Inside they lie at neutral places, read-only, so that nothing of the 
 from __future__ import annotations
 
 import asyncio
+import compileall
 import importlib.util
 import os
 import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -29,12 +31,9 @@ from agent_runtime.errors import SandboxFault
 RUNNER_PACKAGE: Final = "agent_runtime_sandbox"
 INSIDE: Final = PurePosixPath("/opt/agent-runtime")
 SYSTEM: Final = Path("/usr")
-AGENTS: Final = {"claude": ("claude_agent_sdk", "_bundled/claude")}
+AGENT_LIBRARY: Final = "claude_agent_sdk"
+AGENTS: Final = {"claude": (AGENT_LIBRARY, "_bundled/claude")}
 """By the name of the runner's driver: the package that an agent's binary comes with, and its place in it."""
-
-
-IMPORTED: Final = (f"{RUNNER_PACKAGE}.__main__", f"{RUNNER_PACKAGE}.drivers.claude")
-"""What a runner imports; the last one brings the agent's library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +94,27 @@ async def write_bytecode() -> None:
     """Have what a runner imports compiled, where that was not done when it was installed.
 
     Inside nobody may write there, so each runner would compile all of it for itself (the runner's own
-    package costs a third of a second). Imports it once in a process of its own, with the interpreter's
-    own rules for what is compiled and where that is kept; a folder that may not be written stays as it is.
+    package costs more than a tenth of a second). A folder that may not be written stays as it is.
     """
-    names = ", ".join(IMPORTED)
+    with suppress(OSError):
+        await asyncio.to_thread(compileall.compile_dir, runner_folder(), quiet=2)
+        if not _is_compiled(AGENT_LIBRARY):
+            await _import_once()
+
+
+def _is_compiled(package: str) -> bool:
+    """Whether its installer saw to it, or somebody has imported it."""
+    spec = importlib.util.find_spec(package)
+    return spec is None or spec.cached is None or Path(spec.cached).exists()
+
+
+async def _import_once() -> None:
+    """In a process of its own, with the interpreter's own rules for what is compiled and kept where."""
     search = os.pathsep.join((str(runner_folder().parent), *map(str, _package_folders())))
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     null = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
-        *(toolchain_here().python, "-P", "-S", "-c", f"import {names}"),
+        *(toolchain_here().python, "-P", "-S", "-c", f"import {RUNNER_PACKAGE}.drivers.claude"),
         env={**env, "PYTHONPATH": search},
         stdin=null,
         stdout=null,
