@@ -28,6 +28,7 @@ from agent_runtime.ports import StoredBlock
 from agent_runtime.records import SessionRecord
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from figures import save, summary, table
+from picture import Bar, Panel
 from probed import probed, seen
 from processes import SERVER_CORE, WITHIN_S
 from rounds import rounds
@@ -274,7 +275,15 @@ def main(argv: list[str] | None = None) -> None:
     found = tell(
         loaded, {"s": 1000.0, "blocked_ms": 1.0, "busy_ms": 1.0, "grown_mib": 1.0}, "A long past, ms"
     )
-    save("bulk", {"lines": kept, "pasts": found})
+    ours = (LINE, NEWEST, JOIN, OLDER)
+    panels = [
+        Panel(title, [Bar.of(name, told[key], ours=name.startswith(ours)) for name, told in half.items()])
+        for title, half, key in (
+            ("One long line: the loop's longest gap, ms of the process's time", kept, "busy_ms"),
+            ("A session that is not in memory, ms", found, "s"),
+        )
+    ]
+    save("bulk", {"lines": kept, "pasts": found}, *panels)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from agent_runtime.errors import Conflict, NotFound, PersistenceFault
 from agent_runtime.manager import SessionManager
 from agent_runtime.ports import Principal
 from agent_runtime.records import Phase, TurnStatus
+from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
 from tests.runtime.scripts import never_rests, others_get_on, refused
@@ -188,3 +189,29 @@ async def test_a_message_that_races_a_deletion_is_not_kept() -> None:
             await deleting
         assert isinstance(sending.result(), NotFound | Conflict)
         assert not it.sandboxes.living()
+
+
+async def test_a_session_of_many_blocks_looks_the_same_before_and_after_it_left_memory() -> None:
+    async def script(stage: Stage) -> None:
+        for number in range(120):
+            stage.text(f"block-{number}", "words")
+        stage.rest()
+
+    async with world(script) as it:
+        session_id = await it.new(message="hello")
+        await it.ended(session_id, 1)
+        await it.manager.stop_session(ANNA, session_id)
+        before = await it.manager.snapshot(ANNA, session_id)
+        session = it.manager._loaded.find(session_id)
+        assert session is not None
+        await it.manager._loaded.unload(session, None)
+        after = await it.manager.snapshot(ANNA, session_id)
+        assert after.blocks == before.blocks
+        assert (len(after.blocks), after.has_more) == (50, True)
+        again = it.manager._loaded.find(session_id)
+        assert again is not None
+        assert len(again.recorder.conversation.blocks(1000)[0]) == 50
+        page, more = await it.manager.blocks(
+            ANNA, session_id, before=after.blocks[0].id, limit=100, conversation_id=None
+        )
+        assert (len(page), more) == (71, False)

@@ -322,3 +322,17 @@ async def test_an_end_that_was_broken_off_leaves_all_that_is_to_be_saved() -> No
         await recorder.flush()
         assert (await store.inner.load_session("s")).agent_session_id == "a"
         assert len((await store.inner.load_blocks("s", limit=10)).blocks) == 1
+
+
+async def test_between_turns_a_session_holds_a_page_and_the_store_has_the_rest() -> None:
+    async with recording() as (recorder, store):
+        await recorder.publish([text(str(number)) for number in range(60)])
+        await recorder.flush()
+        assert len(recorder.conversation.blocks(100)[0]) == 60
+        await recorder.save_end(ENDED)
+        held, has_more = recorder.conversation.blocks(100)
+        assert ([block.id for block in held], has_more) == ([str(number) for number in range(10, 60)], True)
+        older = await store.inner.load_blocks("s", limit=100, before=10)
+        assert [each.block.id for each in older.blocks] == [str(number) for number in range(10)]
+        await recorder.publish([text("next")])
+        assert recorder.conversation.stored(["next"])[0].index == 60
