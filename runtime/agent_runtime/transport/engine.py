@@ -100,17 +100,17 @@ class GuardedWebSocket(WebSocket):  # type: ignore[misc]
 
     async def __call__(self, environ: dict[str, Any]) -> Any:
         """Serve the connection until it ends."""
-        eio_sid = self.handler.__self__.sid
+        queue = self.handler.__self__.queue
         self.environ, request = environ, environ["aiohttp.request"]
         self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
         await self._sock.prepare(request)
         self._transport = request.transport
-        self.server.wires[eio_sid] = self
+        queue.socket = self
         try:
             await self.handler(self)
         finally:
-            if self.server.wires.get(eio_sid) is self:
-                del self.server.wires[eio_sid]
+            if queue.socket is self:
+                queue.socket = None
         return self._sock
 
     @property
@@ -164,7 +164,6 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         driver: dict[str, Any] = self._async  # type: ignore[has-type]
         self._async = driver | {"websocket": GuardedWebSocket, "translate_request": self._whole_request}
         self._read_body = read_body
-        self.wires: dict[str, GuardedWebSocket] = {}
         self._tasks = tasks
 
     def create_queue(self, *_: Any, **__: Any) -> Backlog:
@@ -270,13 +269,13 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         """Write to the socket itself, unless something is queued that has to come before."""
         if not (connection.queue.is_passable and connection.upgraded):
             return False
-        socket = self.eio.wires.get(connection.sid)
+        socket = connection.queue.socket
         return socket is not None and socket.pass_by(batch.written)
 
     def _queue(self, sid: str, connection: Any, batch: Batch) -> None:
-        queue, socket = connection.queue, self.eio.wires.get(connection.sid)
+        queue = connection.queue
         # Of what a socket holds no more than this are live events; the rest is an answer, a large one.
-        held = 0 if socket is None else min(socket.unsent_bytes, WRITE_BYTES)
+        held = 0 if queue.socket is None else min(queue.socket.unsent_bytes, WRITE_BYTES)
         for packet in batch.queued:
             queue.put_nowait(packet)
             if queue.live_bytes + held > self._backlog_bytes:
@@ -313,7 +312,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         while not connection.queue.empty():
             connection.queue.get_nowait()
         connection.queue.put_nowait(None)
-        socket = self.eio.wires.get(connection.sid)
+        socket = connection.queue.socket
         if socket is not None:
             await socket.cut(reason)
 

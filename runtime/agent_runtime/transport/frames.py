@@ -83,11 +83,15 @@ def header(size: int) -> bytes:
 
 
 class Backlog(asyncio.Queue[Any]):
-    """What waits for one connection, with its size: of everything, and of live events alone."""
+    """What waits for one connection, with its size: of everything, and of live events alone.
+
+    `socket` is the connection's websocket, while it has one (`engine.GuardedWebSocket`).
+    """
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
         self.is_doomed = False
+        self.socket: Any = None
         self.taken = asyncio.Event()
         self.total_bytes = 0
         self.live_bytes = 0

@@ -78,6 +78,9 @@ class Relay:
         """Everyone who is in, or on the way in."""
         return (*self._viewers, *(admission.sid for admission in self._waiting))
 
+    def _is_watched(self) -> bool:
+        return bool(self._viewers or self._waiting)
+
     def admit(self, admission: Admission) -> None:
         """Let a connection in at the next pause between two events."""
         self._waiting.append(admission)
@@ -91,13 +94,13 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until nobody is left or the session is gone."""
-        while self.viewers:
+        while self._is_watched():
             # Only who stood here before we looked is surely not ahead of what we find.
             due = tuple(self._waiting)
             await self._advance()
             for admission in due:
                 await self._let_in(admission)
-            if self.viewers and not self._waiting:
+            if self._is_watched() and not self._waiting:
                 await self._rest()
 
     async def _advance(self) -> None:

@@ -44,8 +44,8 @@ class Line:
     @property
     def held(self) -> int:
         """Bytes of events that the server keeps for this connection."""
-        wire = self.server.eio.wires.get(self.connection.sid)
-        return self.connection.queue.live_bytes + (wire.unsent_bytes if wire else 0)
+        queue = self.connection.queue
+        return int(queue.live_bytes + (queue.socket.unsent_bytes if queue.socket else 0))
 
     def number(self) -> int:
         self.issued.append(len(self.issued))
