@@ -6,6 +6,7 @@ import argparse
 
 import bulk
 import egress
+import fanout
 import gateway
 import memory
 import sandbox_start
@@ -13,6 +14,7 @@ import start
 import store
 
 BENCHMARKS = {
+    "fanout": fanout,
     "bulk": bulk,
     "start": start,
     "memory": memory,
