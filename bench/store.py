@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import uvloop
+
 from agent_runtime.blocks import AssistantText
 from agent_runtime.ports import StoredBlock
 from agent_runtime.records import SessionRecord, Turn, TurnStatus
@@ -245,7 +247,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(prog="store", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="rounds (default: 5)")
-    save("store", tell(*asyncio.run(measure(parser.parse_args(argv).runs))))
+    runs = parser.parse_args(argv).runs
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a runtime is served
+        save("store", tell(*runner.run(measure(runs))))
 
 
 if __name__ == "__main__":
