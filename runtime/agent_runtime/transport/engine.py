@@ -103,8 +103,8 @@ class GuardedWebSocket(WebSocket):  # type: ignore[misc]
         queue = self.handler.__self__.queue
         self.environ, request = environ, environ["aiohttp.request"]
         self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
+        self._transport = request.transport  # none where it is gone already: then it cannot be prepared
         await self._sock.prepare(request)
-        self._transport = request.transport
         queue.socket = self
         try:
             await self.handler(self)
