@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 
 import bulk
+import coalescing
 import egress
 import fanout
 import gateway
 import memory
+import pipeline
 import sandbox_start
 import start
 import store
 
 BENCHMARKS = {
     "fanout": fanout,
+    "pipeline": pipeline,
+    "coalescing": coalescing,
     "bulk": bulk,
     "start": start,
     "memory": memory,

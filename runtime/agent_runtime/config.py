@@ -53,6 +53,8 @@ class RuntimeConfig:
         file_rules: which files of a workspace are kept; for sandboxes that are begun from now on.
         resources: what a sandbox gets whose profile does not say, and the most that a profile can ask for.
         secrets: name to value of what profiles may ask to have inside; nothing else ever is.
+        coalesce_within_s: while the loop is busy, what a session says may wait so long, to be read with what
+        comes next; 0: never. A loop that has time makes nobody wait.
         sync_interval_s: files and transcript are stored so often while they change.
         runner_silence_s: while a turn is under way, a runner that says nothing for so long, not even that
         it is there, is given up with its sandbox.
@@ -91,6 +93,7 @@ class RuntimeConfig:
     file_rules: FileRules = field(default_factory=FileRules)
     resources: Resources = DEFAULT_RESOURCES
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    coalesce_within_s: float = 0.05
     sync_interval_s: float = 1.0
     runner_silence_s: float = 45.0
     interrupt_grace_s: float = 10.0

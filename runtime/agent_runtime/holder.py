@@ -281,6 +281,7 @@ class Holder:
             self._recorder,
             turn_id=self._turn_id,
             report=partial(self._heard, link),
+            gathering=self._around.gathering,
             max_files=self._around.file_rules.max_files,
         )
         self.attached = attached = Attachment(self._session_id, link, feed)

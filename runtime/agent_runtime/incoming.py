@@ -5,6 +5,7 @@ What frames mean is the business of `runner_feed`; what is said of files is read
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,9 +17,27 @@ from agent_runtime.records import TurnError
 from agent_runtime_sandbox.frames import Frame, LongFrame
 
 _MAX_NESTING: Final = 200
+_DIGITS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
+_LONG_NUMBER: Final = b"0" * 19
+"""What a number beyond 64 bits has in it, once all digits are 0. A regular expression takes five times as
+long to find one, longer than reading the line."""
 _YEAR_3000: Final = 32_503_680_000
 _ODD_ENTRY_BYTES: Final = 4096
 """For what orjson refuses: numbers and strings that only Python knows."""
+
+
+def loads(line: bytes) -> Any:
+    """What `json.loads` makes of a line, in a third of its time. Raises ValueError, RecursionError.
+
+    The fast reader makes integers beyond 64 bits inexact, and refuses a few things that the other takes
+    (lone surrogates, NaN). A line that may hold the former is the other's from the beginning.
+    """
+    if _LONG_NUMBER not in line.translate(_DIGITS):
+        try:
+            return orjson.loads(line)
+        except ValueError:
+            pass
+    return json.loads(line)
 
 
 def moment(seconds: object) -> datetime:

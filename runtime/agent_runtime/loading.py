@@ -17,6 +17,7 @@ import structlog
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.conversation import Conversation
 from agent_runtime.errors import AgentFault, NotFound, PersistenceFault, RuntimeFault
+from agent_runtime.gathering import Gathering
 from agent_runtime.pool import SandboxPool
 from agent_runtime.ports import Agent, BlockPage, PersistenceAdapter
 from agent_runtime.profile import AgentProfile
@@ -62,6 +63,7 @@ class Loaded:
     ) -> None:
         self.closing = False
         self._pool = pool
+        self._gathering = Gathering(config.coalesce_within_s)
         self._config = config
         self._agents: dict[str, Agent] = {agent.architecture: agent for agent in config.agents}
         self._profile = profile
@@ -193,6 +195,7 @@ class Loaded:
             agent,
             profile=self._profile,
             pool=self._pool,
+            gathering=self._gathering,
             on_change=self._on_change,
         )
         self.check_open()  # nobody would end a session that `close` did not see
@@ -271,6 +274,7 @@ async def load(
     *,
     profile: Callable[[str], Awaitable[AgentProfile]],
     pool: SandboxPool,
+    gathering: Gathering,
     on_change: Callable[[ClientSession], None],
 ) -> AgentSession:
     """Build the session. Raises `PersistenceFault`."""
@@ -297,7 +301,7 @@ async def load(
     return AgentSession(
         recorder,
         Turns(recorder, store, next_index=newest[-1].index + 1 if newest else 0),
-        _surroundings(config, agent, pool),
+        _surroundings(config, agent, pool, gathering),
         profile=profile,
         unfinished=await store.unfinished_turns(record.session_id),
         on_change=on_change,
@@ -317,7 +321,9 @@ async def _newest_blocks(store: PersistenceAdapter, record: SessionRecord) -> Bl
     return page
 
 
-def _surroundings(config: RuntimeConfig, agent: Agent, pool: SandboxPool) -> Surroundings:
+def _surroundings(
+    config: RuntimeConfig, agent: Agent, pool: SandboxPool, gathering: Gathering
+) -> Surroundings:
     return Surroundings(
         persistence=config.persistence,
         sandboxes=config.sandboxes,
@@ -330,6 +336,7 @@ def _surroundings(config: RuntimeConfig, agent: Agent, pool: SandboxPool) -> Sur
         resources=config.resources,
         secrets=config.secrets,
         pool=pool,
+        gathering=gathering,
         runner_silence_s=config.runner_silence_s,
         interrupt_grace_s=config.interrupt_grace_s,
         agent_idle_s=config.agent_idle_timeout_s,

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import structlog
@@ -25,6 +26,7 @@ import structlog
 from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event
 from agent_runtime.file_feed import FileFeed
+from agent_runtime.gathering import Gathering
 from agent_runtime.incoming import exit_error, moment, storable, text
 from agent_runtime.ports import Translator
 from agent_runtime.profile import FileRules
@@ -54,6 +56,8 @@ _ACKNOWLEDGE_BYTES: Final = 16 * _MIB
 """Far below what a runner's journal takes before it holds its agent back."""
 _LINES_AT_ONCE: Final = 256
 """Native lines that are translated before the loop gets on with others."""
+_ENOUGH_AT_ONCE: Final = 50
+"""With so many frames in one read there is nothing to be gained by waiting for more."""
 _MAX_TRANSCRIPT_KEY: Final = 200
 _MAX_TRANSCRIPT_KEYS: Final = 10_000
 """Threads of a session's transcript, one a subagent."""
@@ -88,6 +92,7 @@ class RunnerFeed:
         turn_id: the turn that events belong to at this moment.
         report: called in order with what the lifecycle must know; returns when the session has
             done what follows from it.
+        gathering: tells how long to wait after what was read.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class RunnerFeed:
         *,
         turn_id: Callable[[], str | None],
         report: Callable[[Heard], Awaitable[None]],
+        gathering: Gathering,
         max_files: int = FileRules().max_files,
     ) -> None:
         self._link = link
@@ -105,6 +111,7 @@ class RunnerFeed:
         self._recorder = recorder
         self._turn_id = turn_id
         self._report = report
+        self._gathering = gathering
         self._lines: deque[Frame] = deque()
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
@@ -114,6 +121,7 @@ class RunnerFeed:
         self._telling = asyncio.Lock()
         self.heard_at = asyncio.get_running_loop().time()
         self.caught_up = asyncio.Event()
+        self._stamped: tuple[object, datetime] = ("", moment(None))
         self._reporting = False
         self._muted = False
         self._sorted = link.seen
@@ -249,7 +257,10 @@ class RunnerFeed:
                 await self._drained.wait()
                 raise
             for frame in batch:
-                await self._sort(frame)
+                if frame["k"] == "agent":  # nearly all of them; the long way costs a coroutine each
+                    self._queue(frame)
+                else:
+                    await self._sort(frame)
                 self._sorted = frame["o"]
             self._files.try_again()
             self._note_caught_up()
@@ -257,6 +268,8 @@ class RunnerFeed:
                 self._wants_checkpoint = True
             self._pace()
             await self._may_read.wait()
+            if len(batch) < _ENOUGH_AT_ONCE and batch[-1]["k"] == "agent" and not self._reporting:
+                await self._gathering.pause()
 
     def _pace(self) -> None:
         """Let reading pause while much waits to be done, but never while the session may need a reply.
@@ -292,7 +305,7 @@ class RunnerFeed:
 
     async def _sort(self, frame: Frame) -> None:
         match frame["k"]:
-            case "agent" | "exit":
+            case "exit":
                 self._queue(frame)
             case "file":
                 await self._files.take(frame)
@@ -340,13 +353,13 @@ class RunnerFeed:
             if self._muted:
                 break
             frame = self._lines.popleft()
-            *before, last = self._line(frame) or (None,)
-            for found in (*before, last):
+            told = self._line(frame)
+            for found in told:
                 if isinstance(found, _REPORTS):
                     await self._tell(events)
                     events = []
-                    await self._bring_up(found, is_last=found is last)
-                elif found is not None:
+                    await self._bring_up(found, is_last=found is told[-1])
+                else:
                     events.append(found)
         await self._tell(events)
         self._exact = True
@@ -374,7 +387,10 @@ class RunnerFeed:
         if not isinstance(line, dict):
             return ()
         try:
-            return self._translator.translate(line, turn_id=self._turn_id(), at=moment(frame.get("t")))
+            stamp = frame.get("t")  # which frames of one write have in common
+            if stamp != self._stamped[0]:
+                self._stamped = (stamp, moment(stamp))
+            return self._translator.translate(line, turn_id=self._turn_id(), at=self._stamped[1])
         except Exception:  # a translator's defect must not cost the files of the workspace
             _log.exception("line_not_translated", session_id=self._recorder.session_id)
             return (AgentGone(UNEXPECTED),)

@@ -21,6 +21,7 @@ import structlog
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import FileChanged
+from agent_runtime.gathering import Gathering
 from agent_runtime.needs import Egress, Resources
 from agent_runtime.pool import SandboxPool, order_for
 from agent_runtime.ports import (
@@ -78,6 +79,7 @@ class Surroundings:
     resources: Resources
     secrets: Mapping[str, str] = field(repr=False)
     pool: SandboxPool
+    gathering: Gathering
     runner_silence_s: float
     interrupt_grace_s: float
     agent_idle_s: float

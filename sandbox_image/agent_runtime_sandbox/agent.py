@@ -31,8 +31,12 @@ class AgentOutput:
 
     async def line(self, line: dict[str, Any]) -> None:
         """A native line."""
+        await self.lines((line,))
+
+    async def lines(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Native lines that came at once: one write into the journal, one to whoever is attached."""
         await self._outbox.room()
-        self._outbox.emit("agent", line=line)
+        self._outbox.emit_all("agent", ({"line": line} for line in lines))
 
     def transcript(self, key: str, entries: Sequence[dict[str, Any]]) -> None:
         """Does not wait: the agent's lines, which do, hold back the transcript too."""

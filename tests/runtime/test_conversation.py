@@ -95,6 +95,27 @@ def test_merged_deltas_fold_to_the_same(events: list[Event]) -> None:
         )
 
 
+@settings(deadline=None)
+@given(EVENTS, st.lists(st.integers(1, 7), max_size=40))
+def test_wherever_reads_end_every_delta_is_told_once_and_in_order(
+    events: list[Event], reads: list[int]
+) -> None:
+    told, left = [], events
+    for size in (*reads, len(events)):
+        told += merge_deltas(left[:size])
+        left = left[size:]
+    assert seen(fold(Conversation(), told)) == seen(fold(Conversation(), events))
+    assert [e for e in told if not isinstance(e, TextDelta)] == [
+        e for e in events if not isinstance(e, TextDelta)
+    ]
+    assert letters(told) == letters(events)
+
+
+def letters(events: list[Event]) -> list[tuple[str, str]]:
+    """Each letter of all deltas, with the block that it belongs to."""
+    return [(e.block_id, letter) for e in events if isinstance(e, TextDelta) for letter in e.delta]
+
+
 @settings(max_examples=200, deadline=None)
 @given(EVENTS)
 def test_closing_leaves_nothing_open_and_answers_every_tool_once(events: list[Event]) -> None:

@@ -3,6 +3,9 @@
 import asyncio
 from typing import Any
 
+import pytest
+
+from agent_runtime import gathering
 from agent_runtime.blocks import AssistantText
 from agent_runtime.clock import now
 from agent_runtime.events import BlockComplete
@@ -77,6 +80,25 @@ async def test_ten_thousand_lines_at_once_are_told_in_order() -> None:
         ]
         assert told == [f"much-{number}" for number in range(10_000)]
         assert len((await it.store.inner.load_blocks(session_id, limit=20_000)).blocks) == 10_001
+
+
+async def test_on_a_loop_that_is_always_busy_all_is_told_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "_BUSY_FROM", -2.0)
+    monkeypatch.setattr(gathering, "_BUSY_FULLY", -1.0)
+
+    async def script(stage: Stage) -> None:
+        for number in range(300):
+            stage.tell(much(number, size=1))
+            await asyncio.sleep(0)
+        stage.rest()
+
+    async with world(script, coalesce_within_s=0.001) as it:
+        session_id = await it.new(message="hello")
+        await it.ended(session_id, 1)
+        told = [
+            e.block_id for e in await it.of(session_id, "block_complete") if e.block_id.startswith("much")
+        ]
+        assert told == [f"much-{number}" for number in range(300)]
 
 
 async def test_lines_that_mean_nothing_are_passed_over() -> None:

@@ -124,6 +124,7 @@ async def runtime(
     faulty, gateway = FaultyPersistence(store), NoGateway()
     log = SlowLog(max_bytes_per_session=64 * 1024 * 1024)
     settings: dict[str, Any] = {
+        "coalesce_within_s": 0.0,  # else it would depend on how busy the machine is when what is heard
         "sync_interval_s": 0.01,
         "interrupt_grace_s": 5.0,
         "wake_timeout_s": 5.0,

@@ -34,6 +34,25 @@ async def test_a_message_is_answered_by_kept_frames_with_contiguous_offsets() ->
         assert all(isinstance(frame["t"], float) for frame in client.kept)
 
 
+async def test_what_a_program_writes_in_pieces_is_handed_on_in_whole_lines_and_in_order(
+    tmp_path: Path,
+) -> None:
+    pipe = tmp_path / "agent"
+    os.mkfifo(pipe)
+    said = b"".join(b'{"n":%d}\n' % number for number in range(1000)) + b'{"type":"result","message":"m1"}\n'
+    async with running() as runner:
+        client = await runner.attach()
+        await client.start_scripted()
+        await client.result("message", uuid="m1", content=f"follow {pipe}")
+        with pipe.open("r+b", buffering=0) as program:
+            for at in range(0, len(said), 777):
+                program.write(said[at : at + 777])
+                await asyncio.sleep(0)
+            await client.until_result("m1")
+    assert [frame["line"]["n"] for frame in client.kept[1:-1]] == list(range(1000))
+    assert offsets(client) == list(range(1, 1003))
+
+
 async def test_whoever_attaches_again_in_mid_stream_misses_nothing_and_gets_nothing_twice() -> None:
     async with running() as runner:
         first = await runner.attach()

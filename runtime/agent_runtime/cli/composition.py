@@ -79,6 +79,7 @@ def compose(
         resources=settings.resources,
         secrets=_secrets(settings.secrets),
         viewer_backlog_bytes=settings.viewer_backlog_bytes,
+        coalesce_within_s=settings.coalesce_within_s,
         sync_interval_s=settings.sync_interval_s,
         runner_silence_s=settings.runner_silence_s,
         interrupt_grace_s=settings.interrupt_grace_s,

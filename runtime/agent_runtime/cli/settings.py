@@ -52,6 +52,7 @@ class Settings(Strict):
     resources: Resources = DEFAULT_RESOURCES
     secrets: tuple[VariableName, ...] = Field(default=(), max_length=50)
     viewer_backlog_bytes: int = Field(default=8 * _MIB, ge=64 * 1024)
+    coalesce_within_s: float = Field(default=0.05, ge=0, le=1)
     sync_interval_s: float = Field(default=1.0, gt=0)
     runner_silence_s: float = Field(default=45.0, gt=0)
     interrupt_grace_s: float = Field(default=10.0, gt=0)

@@ -61,6 +61,9 @@ class Output(Protocol):
     async def line(self, line: dict[str, Any]) -> None:
         """One native line; waits while nobody takes them away."""
 
+    async def lines(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Some that came at once, in order; no more than a pipe holds."""
+
     def transcript(self, key: str, entries: Sequence[dict[str, Any]]) -> None:
         """Entries of the agent's own transcript, in order."""
 

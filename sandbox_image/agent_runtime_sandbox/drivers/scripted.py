@@ -11,10 +11,12 @@ Without turns left, a message is echoed. A message's text may instead be an orde
     exit CODE           die
     run PYTHON          a program in a process of its own; a result with its `code`, `out` and `err`
     recall              a result that tells how much transcript it was started with
+    follow PATH         hand on what is written to a named pipe, one JSON object a line, up to a line that
+                        begins with {"type":"result"
     play PIECE          a JSON object, see below
 
 Every played message ends with `{"type": "result", "message": uuid, "interrupted": bool}`, except
-one from `turns` and a piece, which end as their lines do.
+one from `turns`, a pipe's and a piece, which end as their lines do.
 
 A piece is `{"steps": [...], "end": line, "interrupted": line}`: the steps, then the one line or the
 other. Each step is one of
@@ -49,9 +51,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
+from agent_runtime_sandbox.frames import LineSplitter
 
 _MOST_TOLD: Final = 256 * 1024
 """Of what a program printed."""
+_PIPE_BYTES: Final = 256 * 1024
+_RESULT: Final = b'{"type":"result"'
 _UUID_MARK: Final = "$MESSAGE"
 _UUIDS_MARK: Final = "$MESSAGES"
 _HEARD_MARK: Final = "$HEARD"
@@ -147,7 +152,7 @@ class ScriptedDriver:
         """Those of the programs that it runs."""
         return tuple(self._children)
 
-    async def _play(self, message: _Message) -> AgentEnd | None:
+    async def _play(self, message: _Message) -> AgentEnd | None:  # noqa: C901 - an order a case
         uuid, text = message.uuid, message.text
         verb, _, rest = text.partition(" ")
         result: dict[str, Any] = {"type": "result", "message": uuid}
@@ -168,6 +173,9 @@ class ScriptedDriver:
                 result |= await self._run(rest)
             case "recall":
                 result["recalled"] = self._recalled
+            case "follow":
+                await self._follow(rest)
+                return None
             case "play":
                 return await self._perform(message, json.loads(rest))
             case _ if self._turns:
@@ -199,6 +207,22 @@ class ScriptedDriver:
         finally:
             self._children.discard(child.pid)
         return {"code": child.returncode, "out": _end_of(out), "err": _end_of(complaints)}
+
+    async def _follow(self, path: str) -> None:
+        """What a program of somebody else's says; to us a pipe that has a name is its standard output."""
+        reader = asyncio.StreamReader(limit=_PIPE_BYTES)
+        pipe = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        try:
+            splitter, lines = LineSplitter(), [b""]
+            while not lines[-1].startswith(_RESULT) and (data := await reader.read(_PIPE_BYTES)):
+                if found := splitter.feed(data):
+                    lines = found
+                    await self._output.lines([json.loads(line) for line in lines])
+        finally:
+            transport.close()
 
     async def _hand_on(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:

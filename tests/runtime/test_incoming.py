@@ -1,0 +1,49 @@
+"""Frames are read fast, and to the letter as the standard library reads them."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_runtime.incoming import loads
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def written(value: Any) -> str:
+    """So that 1, 1.0 and True differ, and NaN is like NaN."""
+    return repr(value)
+
+
+@given(VALUES)
+def test_any_value_is_what_the_standard_library_makes_of_it(value: Any) -> None:
+    line = json.dumps(value).encode()
+    assert written(loads(line)) == written(json.loads(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"n": 123456789012345678901234567890}',
+        b'{"n": -9223372036854775809}',
+        b'{"n": 18446744073709551615}',
+        b'{"text": "\\ud800"}',
+        b'{"n": NaN, "m": -Infinity, "z": -0.0}',
+        b'{"a": 1, "a": 2}',
+        b'{"n": 1e400}',
+    ],
+)
+def test_what_few_readers_agree_on_is_as_the_standard_library_has_it(line: bytes) -> None:
+    assert written(loads(line)) == written(json.loads(line))
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b'{"a": 01}', b'"\xff"', b"[1,]", b"nope"])
+def test_what_is_no_json_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        loads(line)
