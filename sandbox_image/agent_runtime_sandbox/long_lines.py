@@ -44,6 +44,7 @@ class LongLine:
         self._bounds = _Bounds()
         self._skeleton: list[bytes] = []
         self._texts: list[str] = []
+        self._placed = 0
         self._string: _LongString | None = None
         self._held = b""
 
@@ -96,9 +97,10 @@ class LongLine:
             self._texts.append(raw)
 
     def _number(self, literal: str) -> float | str:
-        place = literal.removeprefix(_STAND_IN)
-        if place != literal and place.isdecimal() and int(place) < len(self._texts):
-            return self._texts[int(place)]
+        """A text where one is due, each once and in order: who forges stand-ins multiplies nothing."""
+        if self._placed < len(self._texts) and literal == f"{_STAND_IN}{self._placed}":
+            self._placed += 1
+            return self._texts[self._placed - 1]
         return float(literal)
 
 

@@ -122,6 +122,14 @@ def test_commas_and_brackets_in_texts_do_not_count() -> None:
     assert decode(line)["rows"] == rows
 
 
+def test_a_long_text_is_in_a_line_no_more_often_than_it_was_sent() -> None:
+    text = "a" * LONG_BYTES
+    forged = ",".join(["-0.0E-0"] * 100_000)
+    value = read(f'{{"text":"{text}","more":[{forged}]}}'.encode(), [])
+    assert value["text"] == text
+    assert text not in value["more"]  # else it is as much as a hundred gigabytes when it is written down
+
+
 def test_a_text_without_an_end_is_refused() -> None:
     with pytest.raises(FrameError):
         decode(b'{"k":"agent","text":"' + b"x" * 2 * LONG_BYTES)
