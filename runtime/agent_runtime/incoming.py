@@ -14,7 +14,7 @@ import orjson
 from agent_runtime.clock import now
 from agent_runtime.frozen import text_of
 from agent_runtime.records import TurnError
-from agent_runtime_sandbox.frames import Frame, LongFrame
+from agent_runtime_sandbox.frames import Frame, LongFrame, encode
 
 _MAX_NESTING: Final = 200
 _DIGITS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
@@ -22,8 +22,6 @@ _LONG_NUMBER: Final = b"0" * 19
 """What a number beyond 64 bits has in it, once all digits are 0. A regular expression takes five times as
 long to find one, longer than reading the line."""
 _YEAR_3000: Final = 32_503_680_000
-_ODD_ENTRY_BYTES: Final = 4096
-"""For what orjson refuses: numbers and strings that only Python knows."""
 
 
 def loads(line: bytes) -> Any:
@@ -67,8 +65,8 @@ def _storable_size(entry: object) -> int | None:
         return None
     try:
         return len(orjson.dumps(entry))  # it has a bound of its own, and is fast
-    except TypeError:
-        return _ODD_ENTRY_BYTES if _nesting(entry) <= _MAX_NESTING else None
+    except TypeError:  # numbers and strings that only Python knows, or too deep for it
+        return len(encode(entry)) if _nesting(entry) <= _MAX_NESTING else None
 
 
 def _nesting(value: object) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_runtime.incoming import loads
+from agent_runtime.incoming import loads, storable
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
@@ -47,3 +47,11 @@ def test_what_few_readers_agree_on_is_as_the_standard_library_has_it(line: bytes
 def test_what_is_no_json_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
         loads(line)
+
+
+@pytest.mark.parametrize("odd", ["\ud800", 1 << 70])
+def test_what_waits_for_a_store_counts_whole_however_odd_it_is(odd: Any) -> None:
+    entry = {"text": "a" * 100_000, "odd": odd}
+    kept, size_bytes = storable([entry], {"k": "transcript"})
+    assert kept == [entry]
+    assert size_bytes >= 100_000  # a store that is away would have no bound else
