@@ -11,7 +11,6 @@ a runner sends when one token is read at a time. It answers every command with y
 from __future__ import annotations
 
 import json
-import os
 import resource
 import selectors
 import socket
@@ -20,11 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import streaming_agents
-from streaming_agents import Agent, paced
+from streaming_agents import Agent, asked, play, tell
 
 _ANSWERS: dict[str, dict[str, Any]] = {"list": {"files": []}, "message": {"duplicate": False}}
-_SMALL = 4096
 
 
 class Runner(Agent):
@@ -77,18 +74,6 @@ class Runner(Agent):
         pass
 
 
-def play(runners: list[Runner], lines_per_second: float, seconds: float) -> dict[str, Any]:
-    for runner in runners:
-        runner.begin()
-    time.sleep(streaming_agents.SETTLED_S)
-    began = time.monotonic()
-    paced(list(runners), lines_per_second, seconds)
-    took = time.monotonic() - began
-    for runner in runners:
-        runner.end()
-    return {"written": [runner.number for runner in runners], "seconds": took, "began": began}
-
-
 def main() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -97,7 +82,7 @@ def main() -> None:
     for runner in runners:
         waiting.register(runner, selectors.EVENT_READ, ("accept", runner))
     waiting.register(sys.stdin, selectors.EVENT_READ, ("order", None))
-    print(json.dumps({"ready": True}), flush=True)
+    tell(ready=True)
     while True:
         for key, _ in waiting.select():
             what, runner = key.data
@@ -106,11 +91,9 @@ def main() -> None:
             elif what == "command" and not runner.obey():
                 waiting.unregister(key.fileobj)
             elif what == "order":
-                if not (order := os.read(0, _SMALL)):
+                if not (order := asked()):
                     return
-                told = json.loads(order)
-                played = play(runners, told["lines_per_second"], told["seconds"])
-                print(json.dumps(played), flush=True)
+                play(runners, **json.loads(order))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import socketio
 import uvloop
 from aiohttp import web
 
-PIPE_BYTES = 256 * 1024
+PIPE_BYTES = 128 * 1024
 _SHORT, _LONG = 126, 65536
 
 

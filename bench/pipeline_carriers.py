@@ -36,13 +36,14 @@ MOST_PROCESSES = 60
 """More runners than these are in one process."""
 AT_ONCE = 25
 """Sessions that are made and joined side by side."""
-SETTLED_S = 0.3
 _LOOK_S = 0.1
+_RESTS_S = 0.01
+"""Of the processors within one look: what timers of idle sessions may take."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One turn of all agents. Seconds, microseconds of processor time, bytes."""
+    """One turn of all agents: what its deltas took, not its beginning and end. Microseconds, bytes."""
 
     written: int
     lines_per_second: float
@@ -81,21 +82,30 @@ class Carrier:
         for each in self.viewers:
             each.begin()
         await self._send()
-        await asyncio.sleep(SETTLED_S)
+        await self._ask({"lines_per_second": lines_per_second, "seconds": seconds})
+        await self._at_rest()
         served, ran = cpu_seconds(self.server), sum(map(cpu_seconds, self.runners))
-        if from_journals:
-            os.kill(self.server, signal.SIGSTOP)
         async with asyncio.TaskGroup() as tasks:
             peak = tasks.create_task(self._peak())
-            told = await self._agents_turn(lines_per_second, seconds)
-            if from_journals:
-                await self._written_down()
-                os.kill(self.server, signal.SIGCONT)
-                told["began"], told["seconds"] = time.monotonic(), 1.0
+            told = await self._written(from_journals=from_journals)
+            await self._at_rest()
+            served, ran = cpu_seconds(self.server) - served, sum(map(cpu_seconds, self.runners)) - ran
+            self._say("end")
             received = [await each.end() for each in self.viewers]
             peak.cancel()
-        served, ran = cpu_seconds(self.server) - served, sum(map(cpu_seconds, self.runners)) - ran
         return judged(told, received, served, ran, self._peak_bytes[0])
+
+    async def _written(self, *, from_journals: bool) -> dict[str, Any]:
+        """Have the agents write; what they wrote. `from_journals`: with the server stopped meanwhile."""
+        if not from_journals:
+            return await self._ask("go")
+        os.kill(self.server, signal.SIGSTOP)
+        try:
+            told = await self._ask("go")
+            await self._at_rest()
+        finally:
+            os.kill(self.server, signal.SIGCONT)
+        return told | {"began": time.monotonic(), "seconds": 1.0}
 
     @property
     def _peak_bytes(self) -> list[int]:
@@ -118,18 +128,21 @@ class Carrier:
             if not ack["ok"]:
                 raise SystemExit(f"a message was refused: {ack}")
 
-    async def _agents_turn(self, lines_per_second: float, seconds: float) -> dict[str, Any]:
-        assert self.agents.stdin is not None
+    async def _ask(self, order: Any) -> dict[str, Any]:
+        """Give the agents an order; what they say when they have done it."""
         assert self.agents.stdout is not None
-        order = {"lines_per_second": lines_per_second, "seconds": seconds}
-        self.agents.stdin.write(json.dumps(order).encode() + b"\n")
+        self._say(order)
         told: dict[str, Any] = json.loads(await self.agents.stdout.readline())
         return told
 
-    async def _written_down(self) -> None:
-        """Until the runners have nothing more to do."""
+    def _say(self, order: Any) -> None:
+        assert self.agents.stdin is not None
+        self.agents.stdin.write(json.dumps(order).encode() + b"\n")
+
+    async def _at_rest(self) -> None:
+        """Until neither the server nor a runner has anything to do."""
         before = -1.0
-        while (spent := sum(map(cpu_seconds, self.runners))) > before + 0.01:
+        while (spent := sum(map(cpu_seconds, (self.server, *self.runners)))) > before + _RESTS_S:
             before = spent
             await asyncio.sleep(_LOOK_S)
 

@@ -35,6 +35,8 @@ from agent_runtime_adapters.sandboxes import channel
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
 
 TOKEN = "a-token-for-the-bench"
+VIEWER_BYTES = 64 * 1024 * 1024
+"""Viewers share their core with agents and runners; that a slow one is cut is not what is measured here."""
 LIGHT_RUNNER = ("-m", "agent_runtime_sandbox", "--preload", "")
 """It imports no agent's SDK: there is none to be driven."""
 
@@ -108,7 +110,10 @@ class StandingRunners:
 
 async def serve(folder: Path, runners: int, coalesce_within_s: float) -> None:
     settings = Settings(
-        data=folder / "data", sandbox=SandboxKind.UNSAFE_SUBPROCESS, coalesce_within_s=coalesce_within_s
+        data=folder / "data",
+        sandbox=SandboxKind.UNSAFE_SUBPROCESS,
+        coalesce_within_s=coalesce_within_s,
+        viewer_backlog_bytes=VIEWER_BYTES,
     )
     sandboxes: SandboxProvider = UnsafeSubprocess(folder / "data" / "sandboxes", runner=LIGHT_RUNNER)
     if runners:

@@ -1,11 +1,14 @@
 """Agents that only talk: one process that writes native lines of Claude's kind into many named pipes.
 
-    python streaming_agents.py PIPE ...       then, on its input, one order a line, as JSON:
+    python streaming_agents.py PIPE ...       then, on its input, one line at a time:
     {"lines_per_second": 5000, "seconds": 3}  all pipes together; 0: as fast as they are read
-    -> {"written": [deltas of each pipe], "seconds": what it took}
+    -> {"begun": N}                           each agent has begun a turn and a message
+    go
+    -> {"written": [deltas of each pipe], "seconds": what it took, "began": when}
+    end                                       the turns end
 
-An order is one turn of each agent: a message is begun, deltas come, and it ends. A delta's text tells when
-it was written and its number: `@<us of the monotonic clock>:<number> wwww`. Lines are as long as the real
+So what deltas cost can be told from what a turn costs. A delta's text tells when it was written and its
+number: `@<us of the monotonic clock>:<number> wwww`. Lines are as long as the real
 agent's. Peers read the same pipes as ours, so that what writes them weighs the same in all of them.
 """
 
@@ -16,6 +19,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 LINE_BYTES = 310
@@ -23,7 +27,7 @@ DELTAS_OF_A_BLOCK = 1000
 """A message is no longer than what a model says at once; then it is whole, and the next begins."""
 BURST = 12
 """Lines in one write where it is as fast as can be: what fits into a pipe whole or not at all."""
-SETTLED_S = 0.05
+ORDER_BYTES = 4096
 _SESSION = "84b51bc7-55a1-4d9f-b3f0-3f7b85eae439"
 
 
@@ -118,7 +122,7 @@ class Agent:
 _TAIL = _BEHIND.partition(b'"')[0]
 
 
-def paced(agents: list[Agent], lines_per_second: float, seconds: float) -> None:
+def paced(agents: Sequence[Agent], lines_per_second: float, seconds: float) -> None:
     """One line at a time, each agent in its turn, at even distances."""
     began, pause = time.monotonic(), 1 / lines_per_second
     for number in range(int(lines_per_second * seconds)):
@@ -128,7 +132,7 @@ def paced(agents: list[Agent], lines_per_second: float, seconds: float) -> None:
         agents[number % len(agents)].say(1)
 
 
-def as_fast_as_can_be(agents: list[Agent], seconds: float) -> None:
+def as_fast_as_can_be(agents: Sequence[Agent], seconds: float) -> None:
     """Whoever has room in the pipe writes a burst."""
     until = time.monotonic() + seconds
     waiting = select.epoll()
@@ -142,29 +146,39 @@ def as_fast_as_can_be(agents: list[Agent], seconds: float) -> None:
     waiting.close()
 
 
-def play(agents: list[Agent], lines_per_second: float, seconds: float) -> dict[str, Any]:
+def play(agents: Sequence[Agent], lines_per_second: float, seconds: float) -> None:
+    """One turn of each agent, in three steps; the next one begins when it is asked for."""
     for agent in agents:
         agent.begin()
-    time.sleep(SETTLED_S)
+    tell(begun=len(agents))
+    asked()
     began = time.monotonic()
     if lines_per_second:
         paced(agents, lines_per_second, seconds)
     else:
         as_fast_as_can_be(agents, seconds)
-    took = time.monotonic() - began
+    tell(written=[agent.number for agent in agents], seconds=time.monotonic() - began, began=began)
+    asked()
     for agent in agents:
         agent.end()
     for agent in agents:
         agent.finish()
-    return {"written": [agent.number for agent in agents], "seconds": took, "began": began}
+
+
+def tell(**said: Any) -> None:
+    print(json.dumps(said), flush=True)
+
+
+def asked() -> bytes:
+    """The next line of whoever gives the orders, who sends one at a time; empty at the end."""
+    return os.read(0, ORDER_BYTES)
 
 
 def main() -> None:
     agents = [Agent(path) for path in sys.argv[1:]]
-    print(json.dumps({"ready": True}), flush=True)
-    for order in sys.stdin:
-        told = json.loads(order)
-        print(json.dumps(play(agents, told["lines_per_second"], told["seconds"])), flush=True)
+    tell(ready=True)
+    while order := asked():
+        play(agents, **json.loads(order))
 
 
 if __name__ == "__main__":
