@@ -206,8 +206,6 @@ def recipe(packages: Packages = Packages(), *, agents: Iterable[str] = ()) -> Re
         named.append(("npm", Shell((_npm_command(NODE_PACKAGES, packages.npm),))))
     folder = Path(__file__).parent
     named.append(("runner", Files(folder, f"{RUNNER_PARENT}/{folder.name}", runner_files(folder))))
-    # Its user may not write there: each runner would compile all of it once more, which takes 0.1 s.
-    named.append(("bytecode", Shell((f"{PYTHON} -m compileall -q {RUNNER_PARENT}/{folder.name}",))))
     return Recipe(_layers(named))
 
 

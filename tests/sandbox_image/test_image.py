@@ -27,10 +27,10 @@ def commands_of(of: image.Recipe, name: str) -> str:
 
 
 def test_layers_go_from_what_changes_rarely_to_what_changes_often() -> None:
-    assert layer_names(recipe()) == ["base", "system", "user", "places", "agents", "runner", "bytecode"]
+    assert layer_names(recipe()) == ["base", "system", "user", "places", "agents", "runner"]
     everything = Packages.of(pip=["six"], npm=["left-pad"], apt=["jq"])
     assert layer_names(recipe(everything)) == [
-        *("base", "system", "user", "places", "node", "agents", "apt", "pip", "npm", "runner", "bytecode")
+        *("base", "system", "user", "places", "node", "agents", "apt", "pip", "npm", "runner")
     ]
 
 
@@ -174,7 +174,6 @@ def test_other_agents_are_in_an_image_only_when_asked_for() -> None:
         "codex",
         "gemini-cli",
         "runner",
-        "bytecode",
     ]
     assert commands_of(both, "codex").endswith(
         "--prefix /opt/agent-runtime/agents/codex @openai/codex@0.169.0"

@@ -309,7 +309,7 @@ async def world(
     """A server for as long as the block lasts. `prefix`: mounted in a host's application instead."""
     log = MemoryEventLog() if log_bytes is None else MemoryEventLog(max_bytes_per_session=log_bytes)
     sandboxes = ScriptedSandboxes()
-    config = replace(quiet_config(), sandboxes=sandboxes, log=log, **options)
+    config = replace(quiet_config(), **{"sandboxes": sandboxes, "log": log} | options)
     manager = SessionManager(config)
     if prefix is None:
         app = build_app(manager, config)
