@@ -37,8 +37,8 @@ MOST_PROCESSES = 60
 AT_ONCE = 25
 """Sessions that are made and joined side by side."""
 _LOOK_S = 0.1
-_RESTS_S = 0.01
-"""Of the processors within one look: what timers of idle sessions may take."""
+_RESTS_S, _RUNNER_RESTS_S = 0.01, 0.001
+"""Of the processors within one look: what an idle server may take, and each idle runner (some 0.0004)."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,13 @@ class Carrier:
         self.agents.stdin.write(json.dumps(order).encode() + b"\n")
 
     async def _at_rest(self) -> None:
-        """Until neither the server nor a runner has anything to do."""
+        """Until neither the server nor a runner has anything to do but what they do when idle."""
+        idle_s = _RESTS_S + _RUNNER_RESTS_S * len(self.runners)
         before = -1.0
-        while (spent := sum(map(cpu_seconds, (self.server, *self.runners)))) > before + _RESTS_S:
-            before = spent
-            await asyncio.sleep(_LOOK_S)
+        async with asyncio.timeout(WITHIN_S):
+            while (spent := sum(map(cpu_seconds, (self.server, *self.runners)))) > before + idle_s:
+                before = spent
+                await asyncio.sleep(_LOOK_S)
 
 
 _PEAKS: dict[int, list[int]] = {}
