@@ -86,7 +86,6 @@ class Conversation:
         taken = {entry.index for entry in stored}
         first = self._next_index if told_from is None else told_from
         self._gaps = deque(index for index in range(first, self._next_index) if index not in taken)
-        self._retelling = told_from is not None
         self._open: dict[str, None] = {}
         self._unanswered: dict[str, str] = {}
         self._answers: dict[str, str] = {}
@@ -180,7 +179,6 @@ class Conversation:
     def told_again(self) -> None:
         """All that was folded before has been told again: blocks are in their order of appearance."""
         self._gaps.clear()
-        self._retelling = False
         self._held = dict(sorted(self._held.items(), key=lambda item: item[1].index))
 
     def trim(self, keep: int, *, unsaved: Collection[str]) -> None:
@@ -208,9 +206,7 @@ class Conversation:
         elif not _is_same(held.block, block):
             return False
         else:
-            # What is told again may be older than the turn that is under way by now.
-            turn_id = held.block.turn_id if self._retelling else block.turn_id
-            held.block = block if turn_id == block.turn_id else block.model_copy(update={"turn_id": turn_id})
+            held.block = block
             held.pieces.clear()
         self._note(block)
         return True

@@ -6,15 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent_runtime.blocks import (
-    AssistantText,
-    BlockState,
-    Subagent,
-    SubagentStatus,
-    ToolResult,
-    ToolStatus,
-    ToolUse,
-)
+from agent_runtime.blocks import AssistantText, BlockState, ToolResult, ToolStatus, ToolUse
 from agent_runtime.clock import now
 from agent_runtime.errors import PersistenceFault
 from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, TextDelta
@@ -369,50 +361,6 @@ async def test_a_message_that_steered_and_was_answered_between_two_lives_is_not_
                 (second.turn_id, "user_message"),
                 (second.turn_id, "assistant_text"),
             ]
-
-
-async def test_what_is_told_again_stays_in_its_turn_when_the_next_one_has_begun() -> None:
-    """A subagent in the background leaves a block open, so the end of the first turn is no checkpoint."""
-
-    async def script(stage: Stage) -> None:
-        if stage.message == "one":
-            call = ToolUse(id="call-block", tool_name="Task", tool_use_id="call", timestamp=now())
-            child = Subagent(
-                id="sub",
-                subagent_id="child",
-                tool_use_id="call",
-                timestamp=now(),
-                status=SubagentStatus.RUNNING,
-            )
-            answer = ToolResult(id="answer", tool_use_id="call", timestamp=now(), output="It works.")
-            for block in (call, child, answer):
-                stage.tell(
-                    BlockStart(block=block.model_copy(update={"state": BlockState.STREAMING})),
-                    BlockComplete(block_id=block.id, block=block),
-                )
-            half = AssistantText(
-                id="half", timestamp=now(), state=BlockState.STREAMING, conversation_id="child"
-            )
-            stage.tell(BlockStart(block=half, conversation_id="child"))
-        stage.text(f"{stage.turn_id}-text", stage.message)
-        stage.rest(message_ids=(stage.turn_id,))
-
-    store = UntilATurnEnds()
-    async with ScriptedSandboxes(script) as sandboxes:
-        async with runtime(sandboxes, store, leaves=True) as it:
-            session_id = await it.new()
-            await it.send(session_id, "one")
-            second = await it.send(session_id, "two")
-            await store.away.wait()
-            await killed(it)
-        store.back = True
-        async with runtime(sandboxes, store) as it:
-            await it.manager.snapshot(ANNA, session_id)
-            await all_ended(it, session_id)
-            first, _ = await it.turns(session_id)
-            whose = {each.block.id: each.block.turn_id for each in await stored(store, session_id)}
-        assert whose["call-block"] == whose["answer"] == whose[f"{first.turn_id}-text"] == first.turn_id
-        assert whose[f"{second.turn_id}-text"] == second.turn_id
 
 
 class OneByOne:
