@@ -31,6 +31,7 @@ from agent_runtime.ports import StoredBlock
 from agent_runtime.records import ClientSession, QueuedMessage, WorkspaceFile
 
 _NEVER_UPDATED: Final = frozenset({"id", "type", "content", "conversationId", "toolUseId"})
+_LIVE_TOOL: Final = frozenset({ToolStatus.PENDING, ToolStatus.RUNNING})
 _LIVE_SUBAGENT: Final = frozenset({SubagentStatus.PENDING, SubagentStatus.RUNNING})
 
 
@@ -89,9 +90,13 @@ class Conversation:
         self._open: dict[str, None] = {}
         self._unanswered: dict[str, str] = {}
         self._answers: dict[str, str] = {}
+        self._answered_before: set[str] = set()
         self._subagents: dict[str, None] = {}
         for entry in stored:
             self._note(entry.block)
+        # Answers that are told again are the agent's; what is left of these was ours, when a turn was ended.
+        if told_from is not None:
+            self._answered_before.update(self._answers)
 
     def __contains__(self, block_id: str) -> bool:
         return block_id in self._held
@@ -154,10 +159,21 @@ class Conversation:
             block = self._held[block_id].whole()
             if isinstance(block, ToolUse) and block.conversation_id not in going_on:
                 ended += _cancelled_tool(block, at, turn_id, reason)
+        ended += [
+            _updated(block, {"status": ToolStatus.CANCELLED.value}, turn_id) for block in self._cut_off()
+        ]
         for subagent in self.subagents():
             if subagent.status in _LIVE_SUBAGENT and subagent.subagent_id not in going_on:
                 ended.append(_updated(subagent, {"status": SubagentStatus.CANCELLED.value}, turn_id))
         return ended
+
+    def _cut_off(self) -> list[ToolUse]:
+        """Tool calls that were told again as running, and that we had answered when their turn was ended."""
+        if not self._answered_before:
+            return []
+        held = (entry.block for entry in self._held.values())
+        calls = (block for block in held if isinstance(block, ToolUse))
+        return [c for c in calls if c.tool_use_id in self._answered_before and c.status in _LIVE_TOOL]
 
     @property
     def next_index(self) -> int:
@@ -229,6 +245,7 @@ class Conversation:
                     self._unanswered[block.tool_use_id] = block.id
             case ToolResult():
                 self._answers[block.tool_use_id] = block.id
+                self._answered_before.discard(block.tool_use_id)
                 self._unanswered.pop(block.tool_use_id, None)
             case Subagent():
                 self._subagents[block.id] = None

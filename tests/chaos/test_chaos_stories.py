@@ -12,7 +12,7 @@ from tests.chaos.processes import fork_server
 from tests.chaos.run import Verdict, tell
 
 FIXED = (2, 101, 102, 104, 105, 108, 1000, 1002, 1010, 1059)
-FRESH = 10
+FRESH = 5
 AT_ONCE = 4
 
 
