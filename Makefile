@@ -22,7 +22,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# all of them, or: make bench B=first_block
+# all of them, or: make bench B=start
 bench: $(READY)
 	@$(BIN)/python tools/prepare.py bench
 	$(BIN)/python bench $(B)

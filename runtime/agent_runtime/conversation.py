@@ -159,9 +159,9 @@ class Conversation:
             block = self._held[block_id].whole()
             if isinstance(block, ToolUse) and block.conversation_id not in going_on:
                 ended += _cancelled_tool(block, at, turn_id, reason)
-        ended += [
-            _updated(block, {"status": ToolStatus.CANCELLED.value}, turn_id) for block in self._cut_off()
-        ]
+        for block in self._cut_off():
+            if block.conversation_id not in going_on:
+                ended.append(_updated(block, {"status": ToolStatus.CANCELLED.value}, turn_id))
         for subagent in self.subagents():
             if subagent.status in _LIVE_SUBAGENT and subagent.subagent_id not in going_on:
                 ended.append(_updated(subagent, {"status": SubagentStatus.CANCELLED.value}, turn_id))
