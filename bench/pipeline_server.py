@@ -26,6 +26,7 @@ from aiohttp import web
 
 from agent_runtime.cli.composition import compose
 from agent_runtime.cli.settings import SandboxKind, Settings
+from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import AgentStart, Capabilities, Channel, SandboxProvider, SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime.runtime import AgentRuntime
@@ -69,7 +70,7 @@ class StandingRunner:
         pass
 
     async def snapshot(self) -> SandboxSnapshot:
-        raise NotImplementedError
+        raise _nothing_of_the_kind()
 
     async def stop(self, grace_s: float = 0.0) -> None:
         pass
@@ -95,17 +96,21 @@ class StandingRunners:
             sandbox_id=sandbox_id, provider=self.name, isolation="none", started_at=datetime.now(UTC)
         )
 
-    async def attach(self, ref: SandboxRef, *, gateway_socket: Path | None = None) -> StandingRunner:
-        raise NotImplementedError
+    async def attach(self, ref: SandboxRef, *, gateway_socket: Path | None = None) -> StandingRunner:  # noqa: ARG002
+        raise _nothing_of_the_kind()
 
     async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:  # noqa: ARG002
         return ()
 
-    async def forget(self, snapshot: SandboxSnapshot) -> None:
-        raise NotImplementedError
+    async def forget(self, snapshot: SandboxSnapshot) -> None:  # noqa: ARG002
+        raise _nothing_of_the_kind()
 
     async def close(self) -> None:
         pass
+
+
+def _nothing_of_the_kind() -> SandboxFault:
+    return SandboxFault("Runners that stand have no snapshots, and are found once.", code="unsupported")
 
 
 async def serve(folder: Path, runners: int, coalesce_within_s: float) -> None:

@@ -27,8 +27,6 @@ Perform = Callable[[Call], Awaitable[web.StreamResponse]]
 _REQUEST_ID: Final = "X-Request-Id"
 _CORS_METHODS: Final = "GET, POST, PATCH, PUT, DELETE"
 _CORS_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, If-None-Match, If-Match, Last-Event-ID"
-_CLIENT_GONE: Final = 499
-"""For the log alone: whoever asked is not there any more. That is a client's choice, and no failure."""
 
 _log = structlog.get_logger(__name__)
 
@@ -118,7 +116,7 @@ async def _answer(
     except web.HTTPException as raised:
         response = await _translated(transport, request, raised)
     except ConnectionResetError:
-        response = web.Response(status=_CLIENT_GONE)
+        response = web.Response(status=wire.CLIENT_GONE)
     except Exception:
         _log.exception("request_failed", request_id=request_id, method=request.method)
         response = problem_response(RuntimeFault("Something went wrong here."))

@@ -44,6 +44,8 @@ TERMINAL_EXIT: Final = "terminal_exit"
 
 SLOW_CONSUMER: Final = "slow_consumer"
 """Why a connection was closed that did not take what it was sent."""
+CLIENT_GONE: Final = 499
+"""A status for the log alone: whoever asked is not there any more. That is their choice, and no failure."""
 CUT_CODE: Final = 4008
 """The code of the WebSocket close frame that says why; its client joins again from its position."""
 
