@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_runtime.testing.scenarios import bash
-from agent_runtime.testing.script import Say, Script, Wait
+from agent_runtime.testing.script import Ask, Reply, Say, Script, Wait
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
 from tests.chaos.fold import Folded
 from tests.stories.process import Life, house, program, until
@@ -33,13 +33,23 @@ INT_S = 10.0
 ORPHAN_S = 1.0
 
 
+def broken_off() -> Script:
+    """A text whose first telling stays in its middle, until whoever asked for it is gone."""
+    asked: list[Ask] = []
+
+    def reply(ask: Ask) -> Reply:
+        asked.append(ask)
+        return [STREAM] if len(asked) > 1 else [Say(STREAM.text[: len(STREAM.text) // 2]), Wait(600)]
+
+    return reply
+
+
 def work() -> Any:
     """A command of a second that leaves a mark for each time that it runs."""
     return bash("echo ran >> count; sleep 1; echo late > late.txt; cat count", "Work")
 
 
 SCRIPTS: dict[str, Script] = {
-    "stream": [[STREAM]],
     "work": [[Say("I begin."), work()], [Say("It is done.")]],
     "long": [[STREAM, work()], [Say("Half of it."), work()], [LAST]],
     "alone": [[Wait(0.5), Say(ALONE)]],
@@ -59,7 +69,7 @@ PROMPTS = {
 async def test_whatever_a_session_is_doing_when_its_runtime_is_killed_it_goes_on_and_loses_nothing(
     tmp_path: Path,
 ) -> None:
-    async with house(tmp_path, scripts=SCRIPTS) as it:
+    async with house(tmp_path, scripts=SCRIPTS | {"stream": broken_off()}) as it:
         folds = {name: Folded() for name in PROMPTS}
         async with it.life() as life:
             sessions = {name: await new_session(life) for name in PROMPTS}
