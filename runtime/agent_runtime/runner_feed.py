@@ -339,7 +339,8 @@ class RunnerFeed:
                 await self._translate_some(1 if self._wants_checkpoint else _LINES_AT_ONCE)
                 if self._wants_checkpoint:
                     self._make_checkpoint()
-                await asyncio.sleep(0)
+                if self._lines:
+                    await asyncio.sleep(0)
             self._note_caught_up()
             self._drained.set()
             self._pace()

@@ -9,14 +9,14 @@ import processes
 from processes import children, cpu_seconds, cpu_seconds_of_tree, memory, pin, process
 
 BUSY = """
-import json, subprocess, sys, time
+import json, signal, subprocess, sys, time
 work = "import sys; sum(range(10**6)); print(1, flush=True); sys.stdin.read()"
 child = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 child.stdout.readline()
 while time.process_time() < 0.1:
     pass
 print(json.dumps({"child": child.pid, "own": time.process_time()}), flush=True)
-sys.stdin.read()
+signal.pause()
 """
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are weighed through /proc")

@@ -169,7 +169,10 @@ async def stored(server: Server, session_id: str) -> list[dict[str, Any]]:
 async def compare(
     server: Server, viewer: Viewer, session_id: str, behind: set[str] | None = None
 ) -> list[dict[str, Any]]:
-    """All three; returns the blocks. Of turns that are `behind` the transcript may lack the end."""
+    """All three; returns the blocks. Of turns that are `behind` the transcript may lack the end.
+
+    So it may of a turn that was interrupted before the agent had written its message down.
+    """
     await viewer.until(lambda _: not any(is_at_work(block) for block in folded(viewer).values()))
     for _ in range(20):  # what an interrupted child says last may come while we read
         blocks, live = await stored(server, session_id), folded(viewer)
@@ -182,6 +185,7 @@ async def compare(
     parsed = ClaudeAgent().read_transcript(transcript)
     ledger = (await get(server, f"/api/sessions/{session_id}/turns"))["turns"]
     lacking = {turn["turnId"] for turn in ledger if turn.get("messageId") in (behind or ())}
+    lacking |= {turn["turnId"] for turn in ledger if was_never_heard(turn, blocks)}
     at_rest = {block.id for block in parsed}
     assert [block for block in parsed if block.id not in live and not is_only_at_rest(block)] == []
     missing = [block for block in blocks if block["id"] not in at_rest and block.get("turnId") not in lacking]
@@ -197,6 +201,12 @@ async def compare(
             if block["conversationId"] == conversation and block["id"] in at_rest
         ]
     return blocks
+
+
+def was_never_heard(turn: dict[str, Any], blocks: list[dict[str, Any]]) -> bool:
+    """Interrupted before the agent wrote the message down: then it remembers nothing of the turn."""
+    told = [block["type"] for block in blocks if block.get("turnId") == turn["turnId"]]
+    return bool(turn["status"] == "cancelled" and told == ["user_message"])
 
 
 def is_at_work(block: dict[str, Any]) -> bool:

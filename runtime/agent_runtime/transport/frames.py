@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 from engineio.packet import MESSAGE  # type: ignore[import-untyped]
@@ -37,25 +35,26 @@ class LiveFrame(Frame):  # type: ignore[misc]
     """A packet of the live stream, shared by all its receivers; counted where it waits."""
 
 
-@dataclass(frozen=True)
 class Batch:
-    """Events that are written at once.
+    """Events that are written at once; made for the first receiver of each kind, and shared by all.
 
     Args:
         packets: each as Engine.IO's text, in order.
     """
 
-    packets: Sequence[bytes]
+    __slots__ = ("_queued", "packets", "written")
 
-    @cached_property
-    def written(self) -> bytes:
-        """As frames of a WebSocket."""
-        return b"".join([header(len(packet)) + packet for packet in self.packets])
+    def __init__(self, packets: Sequence[bytes]) -> None:
+        self.packets = packets
+        self._queued: tuple[LiveFrame, ...] = ()
+        self.written = b"".join([header(len(packet)) + packet for packet in packets])
 
-    @cached_property
+    @property
     def queued(self) -> tuple[LiveFrame, ...]:
         """As what waits in a queue."""
-        return tuple(LiveFrame(MESSAGE, packet[1:].decode()) for packet in self.packets)
+        if not self._queued:
+            self._queued = tuple(LiveFrame(MESSAGE, packet[1:].decode()) for packet in self.packets)
+        return self._queued
 
 
 def framed(events: Iterable[Told]) -> Iterator[Batch]:

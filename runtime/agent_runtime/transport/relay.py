@@ -71,7 +71,7 @@ class Relay:
         self._check = check
         self._viewers: dict[str, None] = {}
         self._waiting: list[Admission] = []
-        self._nap: asyncio.Timeout | None = None
+        self._until_poked: asyncio.Timeout | None = None
 
     @property
     def viewers(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ class Relay:
             for admission in due:
                 await self._let_in(admission)
             if self._is_watched() and not self._waiting:
-                await self._rest()
+                await self._follow()
 
     async def _advance(self) -> None:
         """Send everyone what came since."""
@@ -146,20 +146,25 @@ class Relay:
             raise OutOfReach
         return found.entries
 
-    async def _rest(self) -> None:
-        """Wait for news from the log or of the viewers."""
+    async def _follow(self) -> None:
+        """Send everyone what comes, until there is news of the viewers.
+
+        Such news may break off a look at the log; nothing is sent then, and the next one finds the same.
+        """
         try:
-            async with asyncio.timeout(None) as self._nap:
-                await self._log.wait(self._session_id, self._position)
+            async with asyncio.timeout(None) as self._until_poked:
+                while True:
+                    await self._log.wait(self._session_id, self._position)
+                    await self._advance()
         except TimeoutError:
             pass  # poked
         finally:
-            self._nap = None
+            self._until_poked = None
 
     def _poke(self) -> None:
-        nap, self._nap = self._nap, None
-        if nap is not None:
-            nap.reschedule(0)
+        scope, self._until_poked = self._until_poked, None
+        if scope is not None:
+            scope.reschedule(0)
 
     def _send(self, sids: Sequence[str], entries: Sequence[LogEntry]) -> None:
         if sids and entries:

@@ -114,7 +114,8 @@ def problem(fault: RuntimeFault) -> dict[str, Any]:
 
 def timestamp(moment: datetime) -> str:
     """ISO 8601 in UTC with milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return in_utc.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def envelope(session_id: str, entry: LogEntry) -> dict[str, Any]:
