@@ -13,10 +13,12 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
+from agent_runtime.profile import FileRules
 from agent_runtime_adapters.sandboxes import channel
 from agent_runtime_sandbox.drivers import Places
 from agent_runtime_sandbox.manifest import Rules
@@ -30,13 +32,17 @@ def runner(folder: Path) -> Runner:
     with tempfile.TemporaryFile(dir=folder, buffering=0) as journal:
         descriptor = os.dup(journal.fileno())
     places = Places(workspace=workspace, home=home, gateway=None)
-    return Runner(channel.listen(folder), descriptor, Settings(places, 600.0, Rules(), preload=""))
+    told = FileRules()
+    rules = Rules(told.ignore, told.max_file_bytes, told.max_files)
+    return Runner(channel.listen(folder), descriptor, Settings(places, 600.0, rules, preload=""))
 
 
 async def serve(folder: Path, count: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(count):
             tasks.create_task(runner(folder / str(number)).run())
+        await asyncio.sleep(0)  # each takes the signal for itself when it begins; it is for all of them
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)
         print(json.dumps({"ready": True}), flush=True)
 
 

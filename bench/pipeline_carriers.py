@@ -32,7 +32,7 @@ from processes import LOAD_CORE, SERVER_CORE, cpu_seconds, memory, pin, process
 
 OURS, MINIMAL, NAIVE = "ours", "minimal", "naive"
 HERE = Path(__file__).parent
-MOST_PROCESSES = 60
+MOST_PROCESSES = 10
 """More runners than these are in one process."""
 AT_ONCE = 25
 """Sessions that are made and joined side by side."""

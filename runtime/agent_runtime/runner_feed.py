@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 import structlog
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime.events import Event
+from agent_runtime.events import Event, InputDelta, TextDelta
 from agent_runtime.file_feed import FileFeed
 from agent_runtime.gathering import Gathering
 from agent_runtime.incoming import exit_error, moment, storable, text
@@ -113,6 +113,7 @@ class RunnerFeed:
         self._report = report
         self._gathering = gathering
         self._lines: deque[Frame] = deque()
+        self._untold: Sequence[Event | Heard] = ()
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -245,7 +246,8 @@ class RunnerFeed:
 
     def _note_caught_up(self) -> None:
         """What was told to an earlier process ends here."""
-        if not self.caught_up.is_set() and self._sorted >= self._link.greeting.head and not self._lines:
+        done = not (self._lines or self._untold)
+        if done and not self.caught_up.is_set() and self._sorted >= self._link.greeting.head:
             self._recorder.speak()
             self.caught_up.set()
 
@@ -256,12 +258,15 @@ class RunnerFeed:
             except SandboxFault:
                 await self._drained.wait()
                 raise
+            is_alone = self._drained.is_set()
             for frame in batch:
                 if frame["k"] == "agent":  # nearly all of them; the long way costs a coroutine each
                     self._queue(frame)
                 else:
                     await self._sort(frame)
                 self._sorted = frame["o"]
+            if is_alone and self._lines:
+                await self._translate_deltas()
             self._files.try_again()
             self._note_caught_up()
             if self._link.received - self._received_when_acknowledged > _ACKNOWLEDGE_BYTES:
@@ -335,7 +340,7 @@ class RunnerFeed:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            while self._lines:
+            while self._lines or self._untold:
                 await self._translate_some(1 if self._wants_checkpoint else _LINES_AT_ONCE)
                 if self._wants_checkpoint:
                     self._make_checkpoint()
@@ -345,16 +350,37 @@ class RunnerFeed:
             self._drained.set()
             self._pace()
 
+    async def _translate_deltas(self) -> None:
+        """Translate in the reader's own task what nobody has to act on, which nearly all lines are.
+
+        At the first one that means more, and where a checkpoint is wanted, `_translate` takes over.
+        """
+        events: list[Event] = []
+        self._exact = False
+        self.heard_at = asyncio.get_running_loop().time()
+        while self._lines and not (self._untold or self._muted or self._wants_checkpoint):
+            told = self._line(self._lines.popleft())
+            deltas = [found for found in told if isinstance(found, TextDelta | InputDelta)]
+            if len(deltas) == len(told):
+                events += deltas
+            else:
+                self._untold = told
+        await self._tell(events)
+        if not (self._lines or self._untold):
+            self._exact = True
+            self._arrived.clear()
+            self._drained.set()
+
     async def _translate_some(self, most: int) -> None:
         """Translate what waits; what the lifecycle must know is reported in its place among events."""
         events: list[Event] = []
         self._exact = False
         self.heard_at = asyncio.get_running_loop().time()
-        for _ in range(min(most, len(self._lines))):
+        for _ in range(min(most, len(self._lines) + bool(self._untold))):
             if self._muted:
                 break
-            frame = self._lines.popleft()
-            told = self._line(frame)
+            told, self._untold = self._untold, ()
+            told = told or self._line(self._lines.popleft())
             for found in told:
                 if isinstance(found, _REPORTS):
                     await self._tell(events)
