@@ -35,6 +35,7 @@ class Runner(Agent):
         self._connection: socket.socket | None = None
         self._name = folder.name
         self._offset = 0
+        self.was_asked = False
         self._text: list[bytes] = []
         self.number = 0
 
@@ -55,6 +56,7 @@ class Runner(Agent):
                 hello = {"k": "hello", "v": 1, "head": self._offset, "oldest": 1, "agent": "none"}
                 self._send(json.dumps(hello).encode() + b"\n")
             elif "id" in frame:
+                self.was_asked |= frame["k"] == "message"
                 result = _ANSWERS.get(frame["k"], {})
                 answer = {"k": "reply", "id": frame["id"], "ok": True, "result": result}
                 self._send(json.dumps(answer).encode() + b"\n")
@@ -83,6 +85,7 @@ def main() -> None:
         waiting.register(runner, selectors.EVENT_READ, ("accept", runner))
     waiting.register(sys.stdin, selectors.EVENT_READ, ("order", None))
     tell(ready=True)
+    order = b""
     while True:
         for key, _ in waiting.select():
             what, runner = key.data
@@ -90,10 +93,15 @@ def main() -> None:
                 waiting.register(runner.accept(), selectors.EVENT_READ, ("command", runner))
             elif what == "command" and not runner.obey():
                 waiting.unregister(key.fileobj)
-            elif what == "order":
-                if not (order := asked()):
-                    return
-                play(runners, **json.loads(order))
+            elif what == "order" and not (order := asked()):
+                return
+        if order and all(
+            runner.was_asked for runner in runners
+        ):  # sandboxes are connected to when they are woken
+            play(runners, **json.loads(order))
+            order = b""
+            for runner in runners:
+                runner.was_asked = False
 
 
 if __name__ == "__main__":

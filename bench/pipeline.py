@@ -25,7 +25,7 @@ from processes import LOAD_CORE, pin
 from rounds import rounds
 
 FULL = 0.0
-SECONDS = {50.0: 2.0, 500.0: 1.0, 5000.0: 1.0, FULL: 1.0}
+SECONDS = {50.0: 2.0, 500.0: 2.0, 5000.0: 3.0, FULL: 1.0}
 LOADS = (50.0, 500.0, 5000.0, FULL)
 PLAN = {50: (LOADS, 2), 1: (LOADS, 1), 500: (LOADS[-2:], 1)}
 """Sessions: lines a second of all of them together, and how many rounds."""

@@ -33,12 +33,12 @@ from processes import LOAD_CORE, SERVER_CORE, cpu_seconds, memory, pin, process
 OURS, MINIMAL, NAIVE = "ours", "minimal", "naive"
 HERE = Path(__file__).parent
 MOST_PROCESSES = 10
-"""More runners than these are in one process."""
+"""More runners than these are in one process: side by side they would fill the core of the load."""
 AT_ONCE = 25
 """Sessions that are made and joined side by side."""
 _LOOK_S = 0.1
-_RESTS_S, _RUNNER_RESTS_S = 0.01, 0.001
-"""Of the processors within one look: what an idle server may take, and each idle runner (some 0.0004)."""
+_RESTS_S, _RUNNER_RESTS_S = 0.01, 0.0001
+"""Of the processors within one look: what an idle server may take, and each idle runner (some 0.00004)."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Carrier:
 
     async def _at_rest(self) -> None:
         """Until neither the server nor a runner has anything to do but what they do when idle."""
-        idle_s = _RESTS_S + _RUNNER_RESTS_S * len(self.runners)
+        idle_s = _RESTS_S + _RUNNER_RESTS_S * len(self.sessions)
         before = -1.0
         async with asyncio.timeout(WITHIN_S):
             while (spent := sum(map(cpu_seconds, (self.server, *self.runners)))) > before + idle_s:

@@ -29,7 +29,7 @@ import uvloop
 from aiohttp import web
 
 from agent_runtime.cli.composition import compose
-from agent_runtime.cli.serve import keep_for_good
+from agent_runtime.cli.serve import spare_the_collector
 from agent_runtime.cli.settings import Settings
 from agent_runtime.ports import AgentStart
 from agent_runtime.profile import AgentProfile
@@ -106,7 +106,7 @@ async def serve(settings: Settings) -> None:
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        keep_for_good()
+        spare_the_collector()
         print(json.dumps({"url": f"http://127.0.0.1:{runner.addresses[0][1]}"}), flush=True)
         over = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)

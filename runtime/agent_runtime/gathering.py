@@ -15,8 +15,8 @@ from typing import Final
 
 _LOOK_S: Final = 0.05
 """How long the loop's time is watched before it is judged anew."""
-_BUSY_FROM: Final = 0.6
-_BUSY_FULLY: Final = 0.9
+_BUSY_FROM: Final = 0.75
+_BUSY_FULLY: Final = 0.95
 """Shares of one core: from the first on pauses grow, with the second they are as long as they may be."""
 
 

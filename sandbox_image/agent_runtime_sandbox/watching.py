@@ -25,7 +25,7 @@ COALESCE_MS: Final = 50
 WHOLE_LOOK_S: Final = 15.0
 POLL_S: Final = 1.0
 """How often the whole tree is looked at where nothing can be watched."""
-_STEP_MS: Final = 50
+_STEP_MS: Final = 100
 _AGAIN_S: Final = 0.25
 _REST: Final = 4.0
 _REST_MOST_S: Final = 0.5
