@@ -1,9 +1,10 @@
 """RunnerFeed: what comes off a runner, brought to where it belongs.
 
-Files (`file_feed`) and transcript entries are noted at once. The agent's native lines are queued and
-translated in order by a task of their own, which waits wherever the session must act first: after
-the end of a turn, nothing of the next is translated until the end is announced. Meaning is given by
-the agent's translator; records are kept by `recorder`; decisions are taken through `report`.
+Files (`file_feed`) and transcript entries (`transcript_feed`) are noted at once. The agent's native lines
+are queued and translated in order by a task of their own, which waits wherever the session must act first:
+after the end of a turn, nothing of the next is translated until the end is announced. Deltas, which nobody
+acts on, are translated where they are read. Meaning is given by the agent's translator; records are kept by
+`recorder`; decisions are taken through `report`.
 
 A `checkpoint` says how far all of this went. A feed that goes on from one of an earlier process reads
 again what that process had read since, and the recorder is silent until it has `caught_up`. The runner
@@ -27,7 +28,7 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.events import Event, InputDelta, TextDelta
 from agent_runtime.file_feed import FileFeed
 from agent_runtime.gathering import Gathering
-from agent_runtime.incoming import exit_error, moment, storable, text
+from agent_runtime.incoming import exit_error, moment, text
 from agent_runtime.ports import Translator
 from agent_runtime.profile import FileRules
 from agent_runtime.recorder import Recorder
@@ -40,6 +41,7 @@ from agent_runtime.reports import (
     Report,
 )
 from agent_runtime.runner_link import RunnerLink
+from agent_runtime.transcript_feed import TranscriptFeed
 from agent_runtime_sandbox.frames import OUT_OF_DISK, SIGNALLED, Frame
 
 _log = structlog.get_logger(__name__)
@@ -58,9 +60,6 @@ _LINES_AT_ONCE: Final = 256
 """Native lines that are translated before the loop gets on with others."""
 _ENOUGH_AT_ONCE: Final = 50
 """With so many frames in one read there is nothing to be gained by waiting for more."""
-_MAX_TRANSCRIPT_KEY: Final = 200
-_MAX_TRANSCRIPT_KEYS: Final = 10_000
-"""Threads of a session's transcript, one a subagent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,6 @@ class RunnerFeed:
         self._muted = False
         self._sorted = link.seen
         self._exact = True
-        self._grown: deque[tuple[int, str, int]] = deque()
         self._first_index = recorder.conversation.next_index
         self._received_when_drained = 0
         self._received_when_acknowledged = 0
@@ -135,6 +133,7 @@ class RunnerFeed:
         self._passed: Checkpoint | None = None
         self._has_passed = asyncio.Event()
         self._files = FileFeed(link, recorder, turn_id=turn_id, max_files=max_files)
+        self._transcript = TranscriptFeed(recorder)
         recorder.relieved = self._go_on
         self._note_caught_up()
 
@@ -190,7 +189,7 @@ class RunnerFeed:
 
     def beginning(self) -> Checkpoint:
         """The place before all that a new sandbox ever said."""
-        return Checkpoint(offset=0, transcript=self._lengths_at(0), next_index=self._first_index)
+        return Checkpoint(offset=0, transcript=self._transcript.lengths_at(0), next_index=self._first_index)
 
     def checkpoint(self) -> Checkpoint | None:
         """How far we are; None while something is in the making that a checkpoint could not tell of.
@@ -205,7 +204,7 @@ class RunnerFeed:
             return None
         return Checkpoint(
             offset=done,
-            transcript=self._lengths_at(done),
+            transcript=self._transcript.lengths_at(done),
             next_index=self._recorder.conversation.next_index,
             live_index=self._recorder.conversation.live_index,
             translator=self._translator.memory(),
@@ -214,17 +213,8 @@ class RunnerFeed:
     async def acknowledge(self, checkpoint: Checkpoint) -> None:
         """Let the runner forget what is before a checkpoint; that must be durable by now."""
         self._received_when_acknowledged = self._link.received
-        while self._grown and self._grown[0][0] <= checkpoint.offset:
-            self._grown.popleft()
+        self._transcript.forget(checkpoint.offset)
         await self._link.acknowledge(checkpoint.offset)
-
-    def _lengths_at(self, offset: int) -> dict[str, int]:
-        """How much transcript there was up to this frame."""
-        lengths = self._recorder.transcript_lengths
-        for at, key, count in self._grown:
-            if at > offset:
-                lengths[key] -= count
-        return lengths
 
     async def _acknowledge_much(self) -> None:
         """In a long turn: make a checkpoint durable where one could be made."""
@@ -315,7 +305,7 @@ class RunnerFeed:
             case "file":
                 await self._files.take(frame)
             case "transcript":
-                self._transcript(frame)
+                self._transcript.take(frame)
             case "stderr":
                 _log.info("agent_stderr", session_id=self._recorder.session_id, text=text(frame, "text"))
             case "fault":
@@ -326,15 +316,6 @@ class RunnerFeed:
                     raise SandboxFault("The sandbox was told to end by a signal.", code="sandbox_lost")
                 elif frame.get("code") == OUT_OF_DISK:
                     raise SandboxFault(_TOO_MUCH_DISK, code="sandbox_out_of_disk", retryable=False)
-
-    def _transcript(self, frame: Frame) -> None:
-        key, entries = frame.get("key"), frame.get("entries")
-        if not isinstance(key, str) or not 0 < len(key) <= _MAX_TRANSCRIPT_KEY:
-            return
-        if isinstance(entries, list) and self._recorder.knows_transcript(key, _MAX_TRANSCRIPT_KEYS):
-            kept, size_bytes = storable(entries, frame)
-            self._grown.append((frame["o"], key, len(kept)))
-            self._recorder.transcript_grew(key, kept, size_bytes=size_bytes)
 
     async def _translate(self) -> None:
         while True:
@@ -353,7 +334,8 @@ class RunnerFeed:
     async def _translate_deltas(self) -> None:
         """Translate in the reader's own task what nobody has to act on, which nearly all lines are.
 
-        At the first one that means more, and where a checkpoint is wanted, `_translate` takes over.
+        To wake `_translate` for them took a tenth of a lone line. At the first one that means more, and
+        where a checkpoint is wanted, it takes over.
         """
         events: list[Event] = []
         self._exact = False

@@ -260,17 +260,14 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         for batch in framed(events):
             for sid in sids:
                 connection = self._connection(sid)
-                if connection is None or connection.closed or connection.queue.is_doomed:
+                if connection is None or connection.closed:
                     continue
-                if not self._pass_by(connection, batch):
-                    self._queue(sid, connection, batch)
-
-    def _pass_by(self, connection: Any, batch: Batch) -> bool:
-        """Write to the socket itself, unless something is queued that has to come before."""
-        if not (connection.queue.is_passable and connection.upgraded):
-            return False
-        socket = connection.queue.socket
-        return socket is not None and socket.pass_by(batch.written)
+                queue = connection.queue
+                # Past the queue only where nothing in it has to come before; over polling never.
+                socket = queue.socket if connection.upgraded and queue.is_passable else None
+                if queue.is_doomed or (socket is not None and socket.pass_by(batch.written)):
+                    continue
+                self._queue(sid, connection, batch)
 
     def _queue(self, sid: str, connection: Any, batch: Batch) -> None:
         queue = connection.queue
