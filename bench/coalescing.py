@@ -1,7 +1,8 @@
 """What gathering pieces while the loop is busy saves, and that it costs a lone stream nothing.
 
-A thousand sessions that each say fifty tokens a second to one viewer, on a server with one core: with
-`coalesceWithinS` as it comes, and with 0, where nothing waits for more. And one session alone, on both.
+Sessions that each say fifty tokens a second to one viewer, on a server with one core: with `coalesceWithinS`
+as it comes, and with 0, where nothing waits for more. One session alone; as many as a core can carry; and a
+thousand.
 Tokens come as ready frames (`frame_source`); from the runner's socket on, all is the real thing.
 """
 
@@ -28,6 +29,8 @@ GATHERING, NOT = "gathering", "not gathering"
 WITHIN_S = {GATHERING: 0.05, NOT: 0.0}
 TOKENS_PER_SECOND = 50
 SECONDS = 3.0
+LOADS = {1: 2, 250: 2, 1000: 1}
+"""Sessions, and how many rounds."""
 
 
 @asynccontextmanager
@@ -87,16 +90,20 @@ def tell(found: dict[int, dict[str, list[Sample]]]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(prog="coalescing", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2, help="with many sessions (default: 2)")
-    parser.add_argument("--sessions", type=int, default=1000, help="how many are many (default: 1000)")
+    parser.add_argument("--rounds", type=int, help="of each load (default: 2, with a thousand 1)")
+    parser.add_argument("--sessions", type=int, nargs="*", default=list(LOADS), help="(default: 1 250 1000)")
     chosen = parser.parse_args(argv)
     pin(os.getpid(), LOAD_CORE)
-    loads = {1: 3, chosen.sessions: chosen.rounds}
-    found = {sessions: uvloop.run(measure(sessions, count)) for sessions, count in loads.items()}
-    kept = tell(found)
-    many = kept[str(chosen.sessions)]
-    bars = [Bar.of(name, many[name]["server_us_per_token"], ours=name == GATHERING) for name in WITHIN_S]
-    save("coalescing", {"sessions": kept}, Panel("server's microseconds a token", bars))
+    loads = {sessions: chosen.rounds or LOADS.get(sessions, 2) for sessions in chosen.sessions}
+    kept = tell({sessions: uvloop.run(measure(sessions, count)) for sessions, count in loads.items()})
+    panels = [
+        Panel(
+            f"server's microseconds a token, {sessions} sessions",
+            [Bar.of(name, found[name]["server_us_per_token"], ours=name == GATHERING) for name in WITHIN_S],
+        )
+        for sessions, found in kept.items()
+    ]
+    save("coalescing", {"sessions": kept}, *panels)
 
 
 if __name__ == "__main__":

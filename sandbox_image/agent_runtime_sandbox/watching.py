@@ -26,6 +26,7 @@ WHOLE_LOOK_S: Final = 15.0
 POLL_S: Final = 1.0
 """How often the whole tree is looked at where nothing can be watched."""
 _STEP_MS: Final = 100
+"""How often the library looks whether there is news: at 10 an idle runner took 0.4 % of a core, now 0.02."""
 _AGAIN_S: Final = 0.25
 _REST: Final = 4.0
 _REST_MOST_S: Final = 0.5
