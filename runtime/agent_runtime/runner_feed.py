@@ -123,6 +123,7 @@ class RunnerFeed:
         self.caught_up = asyncio.Event()
         self._stamped: tuple[object, datetime] = ("", moment(None))
         self._reporting = False
+        self._translating = False
         self._muted = False
         self._sorted = link.seen
         self._exact = True
@@ -173,11 +174,16 @@ class RunnerFeed:
         So does who it says it is: the transcript is of no use to its next process without that.
         """
         self._muted = True
+        self._identify(self._untold)
+        self._untold = ()
         while self._lines:
-            self._identify(self._lines.popleft())
+            self._identify(self._translated(self._lines.popleft()))
 
-    def _identify(self, frame: Frame) -> None:
-        for found in self._line(frame) if frame["k"] == "agent" else ():
+    def _translated(self, frame: Frame) -> Sequence[Event | Heard]:
+        return self._line(frame) if frame["k"] == "agent" else ()
+
+    def _identify(self, told: Sequence[Event | Heard]) -> None:
+        for found in told:
             known = self._recorder.record.agent_session_id
             if isinstance(found, AgentIdentity) and found.agent_session_id != known:
                 self._recorder.note(agent_session_id=found.agent_session_id)
@@ -248,14 +254,13 @@ class RunnerFeed:
             except SandboxFault:
                 await self._drained.wait()
                 raise
-            is_alone = self._drained.is_set()
             for frame in batch:
                 if frame["k"] == "agent":  # nearly all of them; the long way costs a coroutine each
                     self._queue(frame)
                 else:
                     await self._sort(frame)
                 self._sorted = frame["o"]
-            if is_alone and self._lines:
+            if self._lines and not self._translating:
                 await self._translate_deltas()
             self._files.try_again()
             self._note_caught_up()
@@ -290,7 +295,7 @@ class RunnerFeed:
 
     def _queue(self, frame: Frame) -> None:
         if self._muted:
-            return self._identify(frame)
+            return self._identify(self._translated(frame))
         if self._drained.is_set():
             self._received_when_drained = self._link.received
         self._lines.append(frame)
@@ -321,12 +326,14 @@ class RunnerFeed:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
+            self._translating = True
             while self._lines or self._untold:
                 await self._translate_some(1 if self._wants_checkpoint else _LINES_AT_ONCE)
                 if self._wants_checkpoint:
                     self._make_checkpoint()
                 if self._lines:
                     await asyncio.sleep(0)
+            self._translating = False
             self._note_caught_up()
             self._drained.set()
             self._pace()

@@ -1,0 +1,177 @@
+"""Deltas are translated by whoever reads them, everything else by a task that may have to wait: in one order.
+
+The feed stands alone here, over a real link, with a session that takes its time to act on a report.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from agent_runtime.blocks import AssistantText
+from agent_runtime.clock import now
+from agent_runtime.conversation import Conversation
+from agent_runtime.events import BlockStart, Event, LogEntry, Position, Replay, TextDelta
+from agent_runtime.gathering import Gathering
+from agent_runtime.recorder import Recorder
+from agent_runtime.records import TurnStatus
+from agent_runtime.reports import AgentIdentity, AgentTurnEnded, Translated
+from agent_runtime.runner_feed import Heard, RunnerFeed
+from agent_runtime.runner_link import RunnerLink
+from agent_runtime.testing import samples
+from agent_runtime.testing.scripted_agent import ScriptedTranslator, line_of
+from agent_runtime_adapters.logs.memory import MemoryEventLog
+from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from agent_runtime_sandbox.frames import Frame
+from tests.runtime.test_runner_link import PairedSandbox, Side
+from tests.waiting import eventually
+
+TEXT = AssistantText(id="text", timestamp=now())
+STEPS = 40
+"""More turns of the loop than a batch takes from the socket to the end."""
+
+
+class SlowLog(MemoryEventLog):
+    """A log that others wait for, as one on another machine."""
+
+    async def append(self, session_id: str, events: Sequence[Event]) -> tuple[LogEntry, ...]:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return await super().append(session_id, events)
+
+
+@dataclass
+class Session:
+    """What the feed belongs to: its turn ends where a report says so, once it was let."""
+
+    log: MemoryEventLog
+    recorder: Recorder
+    start: Position
+    side: Side
+    turn_id: str = "turn 1"
+    may_act: asyncio.Event = field(default_factory=asyncio.Event)
+    reports: list[Heard] = field(default_factory=list)
+    offsets: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    async def act(self, heard: Heard) -> None:
+        self.reports.append(heard)
+        await self.may_act.wait()
+        if isinstance(heard, AgentTurnEnded):
+            self.turn_id = "turn 2"
+
+    def agent_says(self, *told: Translated) -> None:
+        self.side.say(*(self.frame("agent", line=line_of(each)) for each in told))
+
+    def frame(self, kind: str, **fields: object) -> Frame:
+        return {"k": kind, "o": next(self.offsets), **fields}
+
+    async def told(self) -> list[tuple[str | None, str]]:
+        """The deltas in the log, with the turn that each was told in."""
+        found = await self.log.since("session-1", self.start)
+        assert isinstance(found, Replay)
+        events = [entry.event for entry in found.entries]
+        return [(event.turn_id, event.delta) for event in events if isinstance(event, TextDelta)]
+
+
+@asynccontextmanager
+async def feeding() -> AsyncIterator[tuple[RunnerFeed, Session]]:
+    store, log, sandbox = MemoryPersistence(), SlowLog(), PairedSandbox()
+    await store.open()
+    record = samples.session("session-1")
+    await store.create_session(record)
+    start = await log.head("session-1")
+    recorder = Recorder(
+        record,
+        Conversation(),
+        files=(),
+        position=start,
+        log=log,
+        persistence=store,
+        sync_interval_s=1,
+        page=50,
+    )
+    link = await RunnerLink.connect(sandbox, max_file_bytes=1000)
+    session = Session(log, recorder, start, sandbox.sides[0])
+    feed = RunnerFeed(
+        link,
+        ScriptedTranslator({}),
+        recorder,
+        turn_id=lambda: session.turn_id,
+        report=session.act,
+        gathering=Gathering(0.0),
+    )
+    try:
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(feed.run())
+            yield feed, session
+            running.cancel()
+    finally:
+        await link.close()
+        await sandbox.close()
+        await store.close()
+
+
+def delta(text: str) -> TextDelta:
+    return TextDelta(block_id="text", delta=text)
+
+
+@pytest.mark.parametrize("with_a_file", [False, True])
+async def test_nothing_of_the_next_turn_is_told_before_the_session_has_ended_this_one(
+    with_a_file: bool,
+) -> None:
+    async with feeding() as (_, session):
+        session.agent_says(BlockStart(block=TEXT), delta("one "), AgentTurnEnded(status=TurnStatus.COMPLETED))
+        if with_a_file:  # it is sorted between lines, which gives others their turn
+            session.side.say(session.frame("file", path="a", change="deleted"))
+        session.agent_says(delta("two "))
+        await eventually(lambda: session.reports)
+        session.agent_says(delta("three "))
+        for _ in range(STEPS):
+            await asyncio.sleep(0)
+        assert await session.told() == [("turn 1", "one ")]
+        session.may_act.set()
+        await eventually(lambda: session.turn_id == "turn 2")
+        session.agent_says(delta("four"))
+        while "".join(text for _, text in await session.told()) != "one two three four":
+            await asyncio.sleep(0)
+        assert {turn for turn, _ in (await session.told())[1:]} == {"turn 2"}
+
+
+async def test_deltas_keep_their_order_whoever_translates_them() -> None:
+    async with feeding() as (_, session):
+        session.may_act.set()
+        session.agent_says(BlockStart(block=TEXT))
+        expected = ""
+        for number in range(200):
+            said: list[Translated] = [delta(f"{number} ")]
+            if number % 3 == 0:
+                said.insert(number % 2, AgentIdentity(f"agent {number}"))
+            session.agent_says(*said)
+            expected += f"{number} "
+            for _ in range(number % 5):
+                await asyncio.sleep(0)
+        while "".join(text for _, text in await session.told()) != expected:
+            await asyncio.sleep(0)
+        assert len(session.reports) == 67
+
+
+@pytest.mark.parametrize("steps", range(STEPS))
+async def test_muted_at_any_step_it_still_says_who_the_agent_is(steps: int) -> None:
+    async with feeding() as (feed, session):
+        session.agent_says(BlockStart(block=TEXT), delta("one "), AgentIdentity("who it is"), delta("two "))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        feed.mute()
+        session.may_act.set()
+        await eventually(
+            lambda: (
+                session.recorder.record.agent_session_id == "who it is"
+                or AgentIdentity("who it is") in session.reports
+            )
+        )
+        session.agent_says(delta("three"), AgentIdentity("somebody else"))
+        await eventually(lambda: session.recorder.record.agent_session_id == "somebody else")
+        assert "three" not in str(await session.told())
