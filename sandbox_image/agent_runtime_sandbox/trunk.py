@@ -163,6 +163,8 @@ class _Trunk:
     async def _give_way(self) -> None:
         """Its provider is told, or it would open another trunk and take the gateway back."""
         await self._replaced.wait()
+        # It is asked again until the lock is free; with the loop closed that would be its death, and no end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._multiplex.queue(Kind.TAKEN_OVER, 0, 0)
         await asyncio.sleep(_LAST_WORD_S)
         raise _Done

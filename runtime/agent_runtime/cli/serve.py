@@ -32,9 +32,9 @@ from .settings import Settings
 TOKEN_ENV: Final = "AGENT_RUNTIME_TOKEN"
 _SHUTDOWN_TIMEOUT_S: Final = 5.0
 """For open requests at the end; viewers reconnect, so nothing is gained by waiting for streams."""
-_COLLECT_AFTER: Final = (10_000, 20, 100)
+_COLLECT_AFTER: Final = (2_000, 10, 5)
 """New objects, and looks at young ones, until the next look. Python's own 700, 10, 10 took a fifth of a loop
-that is busy with events, and stopped it for as long as it takes to look through all that sessions hold."""
+that is busy with events. With 10,000 what sessions leave behind when they are unloaded stays for too long."""
 
 
 @dataclass(frozen=True, slots=True)
