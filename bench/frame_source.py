@@ -95,9 +95,8 @@ def main() -> None:
                 waiting.unregister(key.fileobj)
             elif what == "order" and not (order := asked()):
                 return
-        if order and all(
-            runner.was_asked for runner in runners
-        ):  # sandboxes are connected to when they are woken
+        # A sandbox is connected to when its session is woken, which may be after the order.
+        if order and all(runner.was_asked for runner in runners):
             play(runners, **json.loads(order))
             order = b""
             for runner in runners:

@@ -241,8 +241,8 @@ class RunnerFeed:
             self._has_passed.set()
 
     def _note_caught_up(self) -> None:
-        """What was told to an earlier process ends here."""
-        done = not (self._lines or self._untold)
+        """What was told to an earlier process ends here, once the other task does not tell any of it still."""
+        done = not (self._lines or self._untold or self._telling.locked())
         if done and not self.caught_up.is_set() and self._sorted >= self._link.greeting.head:
             self._recorder.speak()
             self.caught_up.set()
