@@ -241,7 +241,7 @@ class RunnerFeed:
             self._has_passed.set()
 
     def _note_caught_up(self) -> None:
-        """What was told to an earlier process ends here, once the other task does not tell any of it still."""
+        """What was told to an earlier process ends here, once neither task is still telling any of it."""
         done = not (self._lines or self._untold or self._telling.locked())
         if done and not self.caught_up.is_set() and self._sorted >= self._link.greeting.head:
             self._recorder.speak()
