@@ -12,11 +12,12 @@ from typing import Any, Final
 
 import structlog
 
+from agent_runtime.agent_feed import UNEXPECTED
 from agent_runtime.blocks import Content
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.passages import Passages
 from agent_runtime.records import SandboxStatus, TurnError
-from agent_runtime.runner_feed import UNEXPECTED, RunnerFeed
+from agent_runtime.runner_feed import RunnerFeed
 from agent_runtime.runner_link import RunnerLink
 
 _log = structlog.get_logger(__name__)

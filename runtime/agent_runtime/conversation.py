@@ -287,8 +287,10 @@ def _is_same(one: Block, other: Block) -> bool:
     return one.type == other.type
 
 
-def merge_deltas(events: Iterable[Event]) -> list[Event]:
+def merge_deltas(events: Sequence[Event]) -> list[Event]:
     """Join neighbouring text deltas of one block, so that what arrived at once is one event."""
+    if len(events) <= 1:  # nearly always, where a model speaks no faster than it is heard
+        return list(events)
     merged: list[Event] = []
     pieces: list[str] = []
     last: Event | None = None

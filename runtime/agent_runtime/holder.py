@@ -19,6 +19,7 @@ from typing import Any, Final
 import structlog
 
 from agent_runtime import moves
+from agent_runtime.agent_feed import UNEXPECTED, AgentGone, Heard
 from agent_runtime.attachment import Attachment, turn_error
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.events import WorkspaceRestored
@@ -28,7 +29,7 @@ from agent_runtime.needs import Egress
 from agent_runtime.profile import AgentProfile
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import Phase, SandboxStatus, TurnError
-from agent_runtime.runner_feed import UNEXPECTED, AgentGone, Heard, RunnerFeed
+from agent_runtime.runner_feed import RunnerFeed
 from agent_runtime.runner_link import Greeting, RunnerLink
 from agent_runtime.tasks import unhindered
 from agent_runtime.wake import (

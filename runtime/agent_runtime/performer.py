@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from agent_runtime import moves
+from agent_runtime.agent_feed import AgentGone, Heard
 from agent_runtime.attachment import Attachment, turn_error
 from agent_runtime.blocks import Content
 from agent_runtime.errors import Conflict, SandboxFault
@@ -35,7 +36,6 @@ from agent_runtime.reports import (
     AgentTurnBegan,
     AgentTurnEnded,
 )
-from agent_runtime.runner_feed import AgentGone, Heard
 from agent_runtime.runner_link import NO_AGENT
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings

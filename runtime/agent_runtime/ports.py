@@ -14,11 +14,11 @@ All methods are called from one event loop. An implementation raises only the er
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from agent_runtime.blocks import Block
 from agent_runtime.errors import SandboxFault
@@ -186,6 +186,10 @@ class PersistenceAdapter(Protocol):
         """One profile, or None."""
 
 
+Taker: TypeAlias = Callable[[tuple[LogEntry, ...]], bool]
+"""Given what an append added, in its own call; True: it has seen them. Never waits, never raises."""
+
+
 class EventLog(Protocol):
     """Ordered, bounded events of each session. Publishing is appending; subscribing is following.
 
@@ -197,6 +201,10 @@ class EventLog(Protocol):
         """Give each event its position and time, atomically and in order; wake all followers."""
         ...
 
+    def append_at_once(self, session_id: str, events: Sequence[Event]) -> tuple[LogEntry, ...] | None:
+        """The same where nothing has to be waited for; None: nothing was done, use `append`."""
+        ...
+
     async def head(self, session_id: str) -> Position:
         """The newest position; `seq` 0 in a log that holds nothing yet."""
         ...
@@ -205,8 +213,12 @@ class EventLog(Protocol):
         """All entries after a position. A position ahead of the head, or of another epoch, is a `Gap`."""
         ...
 
-    async def wait(self, session_id: str, after: Position) -> None:
-        """Return as soon as the head differs from `after`; at once where it does already."""
+    async def wait(self, session_id: str, after: Position, take: Taker | None = None) -> None:
+        """Return as soon as the head differs from `after`; at once where it does already.
+
+        A log may offer what is appended meanwhile to `take`. What that takes counts as seen by this
+        follower, who waits on from there.
+        """
 
     async def drop(self, session_id: str) -> None:
         """Forget a session's events. Whoever asks later finds a new epoch. Idempotent."""
@@ -258,11 +270,19 @@ class Capabilities:
     snapshots: bool = False
 
 
+ByteTaker: TypeAlias = Callable[[bytes], bool]
+"""Given bytes as they arrive; True: they are dealt with. Never waits, never raises."""
+
+
 class Channel(Protocol):
     """A duplex byte stream to the runner of one sandbox."""
 
-    async def receive(self) -> bytes:
-        """The next bytes, at most 256 KiB; empty at the end. Raises `SandboxFault` when it breaks."""
+    async def receive(self, take: ByteTaker | None = None) -> bytes:
+        """The next bytes, at most 256 KiB; empty at the end. Raises `SandboxFault` when it breaks.
+
+        A channel may offer what arrives meanwhile to `take`, in the loop's own callback. What that takes
+        is not returned; what it refuses, it may have looked at.
+        """
         ...
 
     async def send(self, data: bytes) -> None:

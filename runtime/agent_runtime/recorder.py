@@ -19,7 +19,7 @@ import structlog
 from agent_runtime.blocks import Block
 from agent_runtime.conversation import Conversation, merge_deltas
 from agent_runtime.errors import InvalidRequest, NotFound, PersistenceFault
-from agent_runtime.events import BlockStart, Event, MetadataUpdate, Position
+from agent_runtime.events import BlockStart, Event, LogEntry, MetadataUpdate, Position
 from agent_runtime.ports import EventLog, PersistenceAdapter, StoredBlock
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
 
@@ -124,9 +124,22 @@ class Recorder:
                 for event in merged:
                     self._fold(event)
                 return
-            for entry in await self._log.append(self.session_id, merged):
-                self.position = entry.position
-                self._fold(entry.event)
+            self._appended(await self._log.append(self.session_id, merged))
+
+    def publish_at_once(self, deltas: Sequence[Event]) -> bool:
+        """The same for deltas, where nothing has to be waited for; False: nothing was done, use `publish`."""
+        if self.silent or self._publishing.locked():
+            return False
+        entries = self._log.append_at_once(self.session_id, merge_deltas(deltas))
+        if entries is None:
+            return False
+        self._appended(entries)
+        return True
+
+    def _appended(self, entries: Sequence[LogEntry]) -> None:
+        for entry in entries:
+            self.position = entry.position
+            self._fold(entry.event)
 
     def _fold(self, event: Event) -> None:
         if isinstance(event, MetadataUpdate):

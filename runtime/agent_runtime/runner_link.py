@@ -47,7 +47,8 @@ class RunnerLink:
     A reply is given out when the frames before it have been dealt with: at the next `next_batch`.
     `seen` is the newest offset that was read, `received` the bytes so far; `silent` is true from a
     command without a reply in time until the runner says anything again. `greeting` is what the runner
-    said first.
+    said first. `take`, where it is set, is given kept frames as they arrive while `next_batch` waits;
+    those for which it returns True are dealt with, the others come from there.
     """
 
     def __init__(self, sandbox: Sandbox, channel: Channel, *, max_file_bytes: int, after: int = 0) -> None:
@@ -58,6 +59,7 @@ class RunnerLink:
         self.silent = False
         self._channel = channel
         self._max_file_bytes = max_file_bytes
+        self._loop = asyncio.get_running_loop()  # to ask for it takes a system call each time
         self._ids = itertools.count(1)
         self._replies: dict[str, asyncio.Future[Any]] = {}
         self._chunks: dict[str, bytearray] = {}
@@ -71,6 +73,8 @@ class RunnerLink:
         self._given_up: SandboxFault | None = None
         self._idle_reconnects = 0
         self._waiting_since: float | None = None
+        self.take: Callable[[list[Frame]], bool] | None = None
+        self._looked_at: list[Frame] | Exception | None = None
 
     @classmethod
     async def connect(cls, sandbox: Sandbox, *, max_file_bytes: int) -> RunnerLink:
@@ -123,7 +127,7 @@ class RunnerLink:
                 late, self._late = self._late, []
                 for frame in late:
                     self._passing(frame)
-                if frames := self._frames(await self._receive()):
+                if frames := await self._receive():
                     self._idle_reconnects = 0
                     return frames
         except FrameError as error:
@@ -216,24 +220,49 @@ class RunnerLink:
         self._end()
         await self._channel.close()
 
-    async def _receive(self) -> bytes:
-        """The next bytes, from a new connection if need be. Raises `SandboxFault` (`sandbox_lost`)."""
+    async def _receive(self) -> list[Frame]:
+        """The next kept frames, from a new connection if need be. Raises `SandboxFault` (`sandbox_lost`)."""
         early, self._early = self._early, b""
         if early:
-            return early
+            return self._frames(early)
         while True:
-            self._waiting_since = asyncio.get_running_loop().time()
+            self._waiting_since = self._loop.time()
             try:
-                data = await self._channel.receive()
+                data = await self._channel.receive(self._offered)
             except SandboxFault:
                 data = b""
             finally:
                 self._waiting_since = None
+            looked_at, self._looked_at = self._looked_at, None
+            if isinstance(looked_at, Exception):
+                raise looked_at
+            if looked_at is not None:
+                return looked_at
             if data:
-                self.received += len(data)
-                self.silent = False
-                return data
+                self._note(data)
+                return self._frames(data)
             await self._reconnect()
+
+    def _offered(self, data: bytes) -> bool:
+        """Bytes that arrive while somebody waits for them: whether they are dealt with."""
+        if self.take is None or self._late:
+            return False
+        self._note(data)
+        try:
+            frames = self._frames(data)
+            if self._late or (frames and not self.take(frames)):
+                self._looked_at = frames
+                return False
+        except Exception as error:  # it is for whoever waits, and not for the loop
+            self._looked_at = error
+            return False
+        self._idle_reconnects = 0 if frames else self._idle_reconnects
+        self._waiting_since = self._loop.time()
+        return True
+
+    def _note(self, data: bytes) -> None:
+        self.received += len(data)
+        self.silent = False
 
     def _frames(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []

@@ -206,13 +206,16 @@ class FrameReader:
 
         Raises `FrameError` for a line that is no frame, or over `MAX_LINE_BYTES`.
         """
-        first, *rest = data.split(b"\n")
-        self._keep(first)
-        if not rest:
-            return []
-        *lines, begun = rest
-        frames = [self._end(), *(decode(line, self._loads) for line in lines)]
-        self._keep(begun)
+        *lines, begun = data.split(b"\n")
+        frames: list[Frame] = []
+        for line in lines:
+            if self._size or len(line) > LONG_BYTES:
+                self._keep(line)
+                frames.append(self._end())
+            else:  # nearly all of them
+                frames.append(decode(line, self._loads))
+        if begun:
+            self._keep(begun)
         return frames
 
     def _keep(self, data: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from agent_runtime.errors import PersistenceFault, SandboxFault
 from agent_runtime.events import Event, LogEntry
-from agent_runtime.ports import Channel, Sandbox, SandboxProvider, SandboxSpec
+from agent_runtime.ports import ByteTaker, Channel, Sandbox, SandboxProvider, SandboxSpec
 from agent_runtime.records import SandboxRef
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_sandbox.frames import encode
@@ -139,10 +139,10 @@ class FaultyChannel:
         self._left = dice.random.randrange(1_000, 60_000) if will_break else None
         self._how = dice.random.choice(["ends", "raises", "stranger"])
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: ByteTaker | None = None) -> bytes:
         if self._dice.strike():
             await self._dice.wait(0.1)
-        data = await self._inner.receive()
+        data = await self._inner.receive(take if self._left is None else None)
         if self._left is None:
             return data
         self._left -= len(data)

@@ -10,7 +10,7 @@ import pytest
 from agent_runtime import passages
 from agent_runtime.errors import RateLimited, RuntimeFault, SandboxFault
 from agent_runtime.passages import Passages
-from agent_runtime.ports import Sandbox
+from agent_runtime.ports import ByteTaker, Sandbox
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_sandbox import frames
 
@@ -26,7 +26,7 @@ class Talker:
         self._said = list(said)
         self._ends = ends
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: ByteTaker | None = None) -> bytes:
         if self._said:
             return self._said.pop(0)
         if not self._ends:

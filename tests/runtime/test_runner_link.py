@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import ByteTaker
 from agent_runtime.records import SandboxRef
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime_sandbox.frames import Frame, decode, encode
@@ -26,7 +27,7 @@ class SocketChannel:
         self._reader = reader
         self._writer = writer
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: ByteTaker | None = None) -> bytes:
         try:
             return await self._reader.read(256 * 1024)
         except OSError as error:

@@ -1,8 +1,9 @@
 """MemoryEventLog: the newest events of each session, in this process, bounded in bytes.
 
 What falls out of the bound, and everything after a restart, is answered by a `Gap`: an epoch is
-random, so a position of an earlier process can never be mistaken for one of this one. Followers wait
-on one shared `asyncio.Event`, without a task each. Not here: how events are folded or sent.
+random, so a position of an earlier process can never be mistaken for one of this one. A follower is a
+future, and is asked first whether it takes what was appended there and then. Not here: how events are
+folded or sent.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import islice
 from typing import Final
 
 from agent_runtime.events import Event, Gap, LogEntry, Position, Replay
+from agent_runtime.ports import Taker
 from agent_runtime_adapters.logs.size import size_of
 
 DEFAULT_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -33,7 +35,7 @@ class _Stream:
     head: Position
     entries: deque[tuple[LogEntry, int]] = field(default_factory=deque)
     size: int = 0
-    grown: asyncio.Event = field(default_factory=asyncio.Event)
+    followers: dict[asyncio.Future[None], Taker | None] = field(default_factory=dict)
 
     def append(self, event: Event, at: datetime) -> LogEntry:
         """Give the event the next place."""
@@ -58,10 +60,11 @@ class _Stream:
         newest_first = [entry for entry, _ in islice(reversed(self.entries), missed)]
         return Replay(tuple(reversed(newest_first)), self.head)
 
-    def wake(self) -> None:
-        """Let everybody who waits look again."""
-        self.grown.set()
-        self.grown = asyncio.Event()
+    def tell(self, entries: tuple[LogEntry, ...]) -> None:
+        """Let everybody who waits have these, or look for themselves."""
+        for woken, take in tuple(self.followers.items()):
+            if not (woken.done() or (take is not None and entries and take(entries))):
+                woken.set_result(None)
 
 
 class MemoryEventLog:
@@ -86,13 +89,17 @@ class MemoryEventLog:
 
     async def append(self, session_id: str, events: Sequence[Event]) -> tuple[LogEntry, ...]:
         """Give each event its position and time, in order; wake all followers."""
+        return self.append_at_once(session_id, events)
+
+    def append_at_once(self, session_id: str, events: Sequence[Event]) -> tuple[LogEntry, ...]:
+        """The same: nothing here has to be waited for."""
         if not events:
             return ()
         stream = self._stream(session_id)
         at = self._clock()
         entries = tuple(stream.append(event, at) for event in events)
         stream.trim(self._max_bytes)
-        stream.wake()
+        stream.tell(entries)
         return entries
 
     async def head(self, session_id: str) -> Position:
@@ -103,16 +110,23 @@ class MemoryEventLog:
         """All entries after a position, or a `Gap` where that cannot be told without a hole."""
         return self._stream(session_id).since(after)
 
-    async def wait(self, session_id: str, after: Position) -> None:
+    async def wait(self, session_id: str, after: Position, take: Taker | None = None) -> None:
         """Return as soon as the head differs from `after`; at once where it does already."""
-        while (stream := self._stream(session_id)).head == after:
-            await stream.grown.wait()
+        stream = self._stream(session_id)
+        if stream.head != after:
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stream.followers[woken] = take
+        try:
+            await woken
+        finally:
+            del stream.followers[woken]
 
     async def drop(self, session_id: str) -> None:
         """Forget a session's events; whoever waits or asks finds a new epoch."""
         stream = self._streams.pop(session_id, None)
         if stream is not None:
-            stream.wake()
+            stream.tell(())
 
     async def close(self) -> None:
         """Forget all sessions and wake whoever waits."""

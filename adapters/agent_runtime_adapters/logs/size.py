@@ -12,16 +12,25 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from agent_runtime.events import Event
+from agent_runtime.events import Event, InputDelta, TextDelta
 
 ENTRY_BYTES: Final = 300
 """A log entry with its position, time and place in the queue."""
 MODEL_BYTES: Final = 450
 """A pydantic model without its values."""
+_DELTA_BYTES: Final = ENTRY_BYTES + MODEL_BYTES + sys.getsizeof("input_delta")
+"""A delta without its text and its ids."""
 
 
 def size_of(event: Event) -> int:
     """Bytes that keeping the event costs, about."""
+    if isinstance(event, TextDelta | InputDelta):  # nearly all; the long way takes 2 us
+        ids = (
+            sys.getsizeof(event.block_id)
+            + sys.getsizeof(event.turn_id)
+            + sys.getsizeof(event.conversation_id)
+        )
+        return _DELTA_BYTES + ids + sys.getsizeof(event.delta)
     total = ENTRY_BYTES
     rest: list[Any] = [event]
     while rest:

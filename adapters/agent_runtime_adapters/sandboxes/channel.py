@@ -10,54 +10,124 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import ByteTaker
 
 SOCKET_NAME: Final = "control.sock"
 RECEIVE_BYTES: Final = 64 * 1024
 """Of one read. What a larger one holds is read as JSON at once, and so much that lives together is looked at
 by the garbage collector: with 256 KiB a line of many took half as long again."""
+_LITTLE_BYTES: Final = 16 * 1024
+"""What may be offered to a taker in the loop's own callback."""
 BACKLOG: Final = 512
 """A page opens many connections at once, and one more than fits here is not told so by the kernel."""
 FLUSH_WITHIN_S: Final = 1.0
 
 
-class UnixChannel:
-    """A `ports.Channel` over a connected unix socket."""
+class UnixChannel(asyncio.Protocol):
+    """A `ports.Channel` over a connected unix socket.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    A protocol of its own and no `StreamReader`: bytes go from the loop's callback to whoever takes them.
+    """
 
-    async def receive(self) -> bytes:
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._ended = False
+        self._error: Exception | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self._take: ByteTaker | None = None
+        self._paused = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._over = asyncio.Event()
+
+    async def receive(self, take: ByteTaker | None = None) -> bytes:
         """The next bytes; empty at the end. Raises `SandboxFault`."""
-        try:
-            return await self._reader.read(RECEIVE_BYTES)
-        except OSError as error:
-            raise _broken() from error
+        while not self._pieces:
+            if self._error is not None:
+                raise _broken() from self._error
+            if self._ended:
+                return b""
+            self._waiting, self._take = asyncio.get_running_loop().create_future(), take
+            try:
+                await self._waiting
+            finally:
+                self._waiting = self._take = None
+        data = self._pieces.popleft()
+        if len(data) > RECEIVE_BYTES:
+            self._pieces.appendleft(data[RECEIVE_BYTES:])
+            data = data[:RECEIVE_BYTES]
+        self._size -= len(data)
+        if self._paused and self._size <= RECEIVE_BYTES:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
 
     async def send(self, data: bytes) -> None:
         """Write all of it. Raises `SandboxFault`."""
-        if self._writer.is_closing():
+        if self._error is not None or self._transport.is_closing():
             raise _broken()
-        try:
-            self._writer.write(data)
-            await self._writer.drain()
-        except OSError as error:
-            raise _broken() from error
+        self._transport.write(data)
+        await self._writable.wait()
+        if self._error is not None:
+            raise _broken() from self._error
 
     async def close(self) -> None:
         """Close both directions; what was sent still arrives, unless the other side does not read."""
-        self._writer.close()
+        self._transport.close()
         try:
             async with asyncio.timeout(FLUSH_WITHIN_S):
-                await self._writer.wait_closed()
-        except (OSError, TimeoutError):
-            self._writer.transport.abort()
+                await self._over.wait()
+        except TimeoutError:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of `asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one, and no subclass
+
+    def data_received(self, data: bytes) -> None:
+        """Of `asyncio.Protocol`: a little goes to whoever takes it, the rest waits for `receive`."""
+        if self._take is not None and not self._pieces and len(data) <= _LITTLE_BYTES and self._take(data):
+            return
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > 2 * RECEIVE_BYTES and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        """Of `asyncio.Protocol`: what we were to say can still be said."""
+        self._ended = True
+        self._wake()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Of `asyncio.Protocol`."""
+        self._ended, self._error = True, error
+        self._wake()
+        self._writable.set()
+        self._over.set()
+
+    def pause_writing(self) -> None:
+        """Of `asyncio.Protocol`."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Of `asyncio.Protocol`."""
+        self._writable.set()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 def listen(folder: Path) -> socket.socket:
@@ -77,7 +147,8 @@ async def connect(folder: Path) -> UnixChannel:
     """Connect to the runner that listens in the folder. Raises `SandboxFault` (`sandbox_lost`)."""
     try:
         with _short_path(folder) as path:
-            return UnixChannel(*await asyncio.open_unix_connection(path, limit=RECEIVE_BYTES))
+            _, channel = await asyncio.get_running_loop().create_unix_connection(UnixChannel, path)
+            return channel
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise SandboxFault("The sandbox is gone.", code="sandbox_lost") from error
     except OSError as error:

@@ -25,7 +25,7 @@ from typing import Self, TypeAlias, TypeVar
 
 from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
-from agent_runtime.ports import Capabilities, SandboxSpec
+from agent_runtime.ports import ByteTaker, Capabilities, SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime.tasks import Tasks
 from agent_runtime.testing.scripted_runner import Script, ScriptedRunner, echo
@@ -44,17 +44,22 @@ class ScriptedChannel:
         self._splitter = LineSplitter()
         self._outward: asyncio.Queue[bytes] = asyncio.Queue()
         self._closed = False
+        self._take: ByteTaker | None = None
 
     @property
     def closed(self) -> bool:
         """Whether it is closed or broken."""
         return self._closed
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: ByteTaker | None = None) -> bytes:
         """The next bytes; empty at the end."""
         if self._closed and self._outward.empty():
             return b""
-        return await self._outward.get()
+        self._take = take if self._outward.empty() else None
+        try:
+            return await self._outward.get()
+        finally:
+            self._take = None
 
     async def send(self, data: bytes) -> None:
         """Hand lines to the runner. Raises `SandboxFault` when closed."""
@@ -74,8 +79,10 @@ class ScriptedChannel:
 
     def push(self, data: bytes) -> None:
         """Bytes on their way out; lost when nobody can take them any more."""
-        if not self._closed:
-            self._outward.put_nowait(data)
+        if self._closed or (self._take is not None and self._take(data)):
+            return
+        self._take = None  # nothing more passes this by
+        self._outward.put_nowait(data)
 
     def cut(self) -> None:
         """Break the connection; what was sent before still arrives."""

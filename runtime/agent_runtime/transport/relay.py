@@ -72,6 +72,7 @@ class Relay:
         self._viewers: dict[str, None] = {}
         self._waiting: list[Admission] = []
         self._until_poked: asyncio.Timeout | None = None
+        self._broken: Exception | None = None
 
     @property
     def viewers(self) -> tuple[str, ...]:
@@ -105,6 +106,8 @@ class Relay:
 
     async def _advance(self) -> None:
         """Send everyone what came since."""
+        if self._broken is not None:
+            raise self._broken
         found = await self._log.since(self._session_id, self._position)
         if isinstance(found, Gap):
             await self._jump(found.head)
@@ -154,12 +157,28 @@ class Relay:
         try:
             async with asyncio.timeout(None) as self._until_poked:
                 while True:
-                    await self._log.wait(self._session_id, self._position)
+                    await self._log.wait(self._session_id, self._position, self._take)
                     await self._advance()
         except TimeoutError:
             pass  # poked
         finally:
             self._until_poked = None
+
+    def _take(self, entries: tuple[LogEntry, ...]) -> bool:
+        """Send what was appended at once, where it is what comes next and nobody is to be let in first.
+
+        To be woken for it took a seventh of what a lone event costs.
+        """
+        first = entries[0].position
+        if self._waiting or first.seq != self._position.seq + 1 or first.epoch != self._position.epoch:
+            return False
+        try:
+            self._send(tuple(self._viewers), entries)
+        except Exception as error:
+            self._broken = error  # whoever appends is not to suffer from it
+            return False
+        self._position = entries[-1].position
+        return True
 
     def _poke(self) -> None:
         scope, self._until_poked = self._until_poked, None

@@ -115,28 +115,30 @@ def problem(fault: RuntimeFault) -> dict[str, Any]:
 def timestamp(moment: datetime) -> str:
     """ISO 8601 in UTC with milliseconds."""
     in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-    return in_utc.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    return in_utc.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
 
 
 def envelope(session_id: str, entry: LogEntry) -> dict[str, Any]:
     """What every transport shows of one event in its place."""
-    head = {
+    event, position = entry.event, entry.position
+    shown = {
         "v": VERSION,
         "sessionId": session_id,
-        "epoch": entry.position.epoch,
-        "seq": entry.position.seq,
+        "epoch": position.epoch,
+        "seq": position.seq,
         "ts": timestamp(entry.at),
+        "type": event.type,
     }
-    event = entry.event
     if not isinstance(event, TextDelta | InputDelta):
-        return head | event.to_json()
+        return shown | event.to_json()
     # Deltas are nearly all of the traffic, and a model's dump costs ten times what this does.
-    head |= {"type": event.type, "blockId": event.block_id, "delta": event.delta}
+    shown["blockId"] = event.block_id
+    shown["delta"] = event.delta
     if event.turn_id is not None:
-        head["turnId"] = event.turn_id
+        shown["turnId"] = event.turn_id
     if event.conversation_id is not None:
-        head["conversationId"] = event.conversation_id
-    return head
+        shown["conversationId"] = event.conversation_id
+    return shown
 
 
 def encoded(session_id: str, entry: LogEntry) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.ports import ByteTaker
 from agent_runtime_sandbox.multiplex import Broken, Stream
 
 RECEIVE_BYTES: Final = 256 * 1024
@@ -19,7 +20,7 @@ class ModalChannel:
         self._stream = stream
         self._closed = False
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: ByteTaker | None = None) -> bytes:  # noqa: ARG002
         """The next bytes; empty at the end. Raises `SandboxFault`."""
         try:
             return await self._stream.receive(RECEIVE_BYTES)
