@@ -13,37 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_runtime.errors import SandboxFault
-from agent_runtime.ports import ByteTaker
 from agent_runtime.records import SandboxRef
 from agent_runtime.runner_link import RunnerLink
+from agent_runtime_adapters.sandboxes.channel import UnixChannel
 from agent_runtime_sandbox.frames import Frame, decode, encode
 from tests.waiting import eventually
-
-
-class SocketChannel:
-    """Implements `ports.Channel` over one end of a socket pair."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def receive(self, take: ByteTaker | None = None) -> bytes:
-        try:
-            return await self._reader.read(256 * 1024)
-        except OSError as error:
-            raise SandboxFault("broken") from error
-
-    async def send(self, data: bytes) -> None:
-        if self._writer.is_closing():
-            raise SandboxFault("broken")
-        try:
-            self._writer.write(data)
-            await self._writer.drain()
-        except OSError as error:
-            raise SandboxFault("broken") from error
-
-    async def close(self) -> None:
-        self._writer.transport.abort()
 
 
 class Side:
@@ -78,18 +52,19 @@ class PairedSandbox:
             sandbox_id="sb", provider="paired", isolation="none", started_at=datetime(2026, 1, 1, tzinfo=UTC)
         )
 
-    async def connect(self) -> SocketChannel:
+    async def connect(self) -> UnixChannel:
         if self.refuses:
             self.refuses -= 1
             raise SandboxFault("not now")
         ours, theirs = socket.socketpair()
         try:
             self.sides.append(Side(*await asyncio.open_connection(sock=theirs)))
-            return SocketChannel(*await asyncio.open_connection(sock=ours))
+            _, made = await asyncio.get_running_loop().create_unix_connection(UnixChannel, sock=ours)
         except BaseException:
             ours.close()
             theirs.close()
             raise
+        return made
 
     async def alive(self) -> bool:
         return self.is_alive
@@ -108,17 +83,24 @@ class PairedSandbox:
 
 
 class Reading:
-    """What a link's reader got, and how it ended."""
+    """What a link's reader got, and how it ended. It takes every other batch at once."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.end: SandboxFault | None = None
+        self._takes = False
 
     @property
     def offsets(self) -> list[Any]:
         return [frame["o"] for frame in self.frames]
 
+    def take(self, frames: list[Frame]) -> bool:
+        self._takes = not self._takes
+        self.frames += frames if self._takes else ()
+        return self._takes
+
     async def read(self, link: RunnerLink) -> None:
+        link.take = self.take
         try:
             while True:
                 self.frames += await link.next_batch()
@@ -223,6 +205,20 @@ async def _outcome(call: Any) -> Any:
         return await call
     except SandboxFault as fault:
         return fault
+
+
+async def test_whoever_takes_frames_at_once_and_fails_is_told_where_it_reads() -> None:
+    def take(frames: list[Frame]) -> bool:
+        raise ZeroDivisionError
+
+    sandbox = PairedSandbox()
+    link = await RunnerLink.connect(sandbox, max_file_bytes=1000)
+    link.take = take
+    sandbox.sides[0].say(*kept(1))  # arrives when it waits
+    with pytest.raises(ZeroDivisionError):
+        await link.next_batch()
+    await link.close()
+    await sandbox.close()
 
 
 async def test_a_break_in_mid_line_loses_and_repeats_nothing() -> None:

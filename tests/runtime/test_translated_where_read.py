@@ -80,9 +80,13 @@ class Session:
         return [(event.turn_id, event.delta) for event in events if isinstance(event, TextDelta)]
 
 
+near_and_far = pytest.mark.parametrize("log_type", [MemoryEventLog, SlowLog])
+"""Logs where appending takes no time, and where it takes some of others' turns of the loop."""
+
+
 @asynccontextmanager
-async def feeding() -> AsyncIterator[tuple[RunnerFeed, Session]]:
-    store, log, sandbox = MemoryPersistence(), SlowLog(), PairedSandbox()
+async def feeding(log_type: type[MemoryEventLog]) -> AsyncIterator[tuple[RunnerFeed, Session]]:
+    store, log, sandbox = MemoryPersistence(), log_type(), PairedSandbox()
     await store.open()
     record = samples.session("session-1")
     await store.create_session(record)
@@ -122,11 +126,12 @@ def delta(text: str) -> TextDelta:
     return TextDelta(block_id="text", delta=text)
 
 
+@near_and_far
 @pytest.mark.parametrize("with_a_file", [False, True])
 async def test_nothing_of_the_next_turn_is_told_before_the_session_has_ended_this_one(
-    with_a_file: bool,
+    log_type: type[MemoryEventLog], with_a_file: bool
 ) -> None:
-    async with feeding() as (_, session):
+    async with feeding(log_type) as (_, session):
         session.agent_says(BlockStart(block=TEXT), delta("one "), AgentTurnEnded(status=TurnStatus.COMPLETED))
         if with_a_file:  # it is sorted between lines, which gives others their turn
             session.side.say(session.frame("file", path="a", change="deleted"))
@@ -144,8 +149,9 @@ async def test_nothing_of_the_next_turn_is_told_before_the_session_has_ended_thi
         assert {turn for turn, _ in (await session.told())[1:]} == {"turn 2"}
 
 
-async def test_deltas_keep_their_order_whoever_translates_them() -> None:
-    async with feeding() as (_, session):
+@near_and_far
+async def test_deltas_keep_their_order_whoever_translates_them(log_type: type[MemoryEventLog]) -> None:
+    async with feeding(log_type) as (_, session):
         session.may_act.set()
         session.agent_says(BlockStart(block=TEXT))
         expected = ""
@@ -162,9 +168,12 @@ async def test_deltas_keep_their_order_whoever_translates_them() -> None:
         assert len(session.reports) == 67
 
 
+@near_and_far
 @pytest.mark.parametrize("steps", range(STEPS))
-async def test_muted_at_any_step_it_still_says_who_the_agent_is(steps: int) -> None:
-    async with feeding() as (feed, session):
+async def test_muted_at_any_step_it_still_says_who_the_agent_is(
+    log_type: type[MemoryEventLog], steps: int
+) -> None:
+    async with feeding(log_type) as (feed, session):
         session.agent_says(BlockStart(block=TEXT), delta("one "), AgentIdentity("who it is"), delta("two "))
         for _ in range(steps):
             await asyncio.sleep(0)

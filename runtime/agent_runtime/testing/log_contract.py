@@ -205,6 +205,53 @@ class EventLogContract:
         assert gone.cancelled()
 
     @story
+    async def test_whoever_takes_events_as_they_are_appended_gets_each_once_and_in_order(
+        self, log: EventLog
+    ) -> None:
+        """Taken at once or read afterwards, and whether the log offers any or not."""
+        after = await log.head(SID)
+        total = 40
+        seen: list[LogEntry] = []
+
+        def take(entries: tuple[LogEntry, ...]) -> bool:
+            nonlocal after
+            if entries[0].position.seq % 3 == 0:
+                return False
+            seen.extend(entries)
+            after = entries[-1].position
+            return True
+
+        async def follow() -> None:
+            nonlocal after
+            while True:
+                await log.wait(SID, after, take)
+                answer = await log.since(SID, after)
+                assert isinstance(answer, Replay)
+                seen.extend(answer.entries)
+                after = answer.head
+
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(follow())
+            for number in range(total):
+                await log.append(SID, _deltas(1))
+                if number % 2:
+                    await asyncio.sleep(0)
+            while len(seen) < total:  # noqa: ASYNC110 - the story as a whole is bounded
+                await asyncio.sleep(0)
+            following.cancel()
+        assert [entry.position.seq for entry in seen] == list(range(1, total + 1))
+
+    @story
+    async def test_what_is_appended_at_once_stands_where_it_would_otherwise(self, log: EventLog) -> None:
+        """Or nothing was done, and the log says so."""
+        beginning = await log.head(SID)
+        (first,) = await log.append(SID, _deltas(1))
+        entries = [first, *(log.append_at_once(SID, _deltas(2)) or ())]
+        entries += await log.append(SID, _deltas(1))
+        assert await log.since(SID, beginning) == Replay(tuple(entries), entries[-1].position)
+        assert [entry.position.seq for entry in entries] == list(range(1, len(entries) + 1))
+
+    @story
     async def test_a_dropped_log_begins_anew_under_another_epoch(self, log: EventLog) -> None:
         """Who waits is woken, who held a position gets a gap; twice is as good as once."""
         entries = await log.append(SID, _deltas(2))
