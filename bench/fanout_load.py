@@ -49,7 +49,7 @@ class Arrivals:
             await self._reached.wait()
 
 
-class Viewer(picows.WSListener):  # type: ignore[misc]
+class Viewer(picows.WSListener):
     """Joins a room, of Socket.IO or in the path, and counts."""
 
     def __init__(self, rooms: list[str], arrivals: Arrivals, *, speaks: bool) -> None:
