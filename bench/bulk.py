@@ -66,7 +66,7 @@ def piece(filling: object) -> str:
     said = {"type": "assistant", "message": {"id": "msg_long", "role": "assistant", "content": [call]}}
     end = {"type": "result", "subtype": "success", "is_error": False, "user_message_uuids": "$MESSAGES"}
     steps = [{"line": {"type": "system", "subtype": "init", "session_id": str(uuid.uuid4())}}, {"line": said}]
-    steps += [{"line": tool_result(filling)}, {"remember": [tool_result(filling)]}]  # type: ignore[list-item]
+    steps += [{"line": tool_result(filling)}, {"remember": [tool_result(filling)]}]
     return "play " + json.dumps({"steps": steps, "end": end, "interrupted": end})
 
 

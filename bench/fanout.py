@@ -3,7 +3,9 @@
 Ours is the runtime's whole application on its memory log; an event begins with `log.append`. Peers:
 python-socketio as it comes, the official server in Node.js, and plain broadcasts with aiohttp and picows,
 which know neither a log nor who missed what. All servers run at once, each with all its viewers, and are
-asked in turn for events at the same pace. Then, on ours: one viewer of a hundred stops reading.
+asked in turn for events: at the same pace, where each comes alone and finds cold caches; one at a time, the
+next as soon as all have seen it; and as fast as each delivers them. Then, on ours: one viewer of a hundred
+stops reading.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,26 +30,58 @@ from fanout_load import Server
 from fanout_servers import NAMES, envelope
 from figures import ratio, save, summary, table
 from picture import Bar, Panel
-from processes import LOAD_CORE, SERVER_CORE, cpu_seconds, memory, process
+from processes import LOAD_CORE, SERVER_CORE, cpu_seconds, memory, pin, process
 from rounds import rounds
 
 HERE: Final = Path(__file__).parent
-PACES: Final = {
-    "of 1": (1, 500, 0.001),
-    "of 10": (10, 500, 0.001),
-    "of 100": (100, 120, 0.004),
-    "of 500": (500, 20, 0.025),
+PACED, ALONE, RUSHED = "at a pace", "one at a time", "as fast as can be"
+WINDOWS: Final = {ALONE: 1, RUSHED: 64}
+"""Events that may be on their way at a time. With one nothing can be written together; with many no server
+waits for the load, and what a server makes of events that are there at once is its own affair."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Its viewers; the pace, at which no server is overloaded, not even stock; events of a sample."""
+
+    viewers: int
+    interval_s: float
+    events: dict[str, int]
+
+
+ROOMS: Final = {
+    "of 1": Room(1, 0.001, {PACED: 500, ALONE: 1000, RUSHED: 2000}),
+    "of 10": Room(10, 0.001, {PACED: 500, ALONE: 400, RUSHED: 1000}),
+    "of 100": Room(100, 0.004, {PACED: 120, ALONE: 120, RUSHED: 192}),
+    "of 500": Room(500, 0.025, {PACED: 20, ALONE: 24, RUSHED: 128}),
 }
-"""Viewers, events a sample, seconds between two events: no server is overloaded, not even stock."""
+HUNDRED: Final = "of 100"
 PEERS: Final = {
     "stock": "python-socketio as it comes",
     "node": "socket.io in Node.js",
     "aiohttp": "aiohttp broadcast",
     "picows": "picows broadcast",
 }
+NAMED: Final = {"ours": "ours", **PEERS}
+FIGURES: Final = {
+    "deliveries a CPU second of the server": "a_second",
+    "deliveries a second": "delivered",
+    "of the load's core": "load",
+    "latency p50, ms": "p50",
+    "latency p99, ms": "p99",
+}
+OF_A_RUSH: Final = {"delivered", "load"}
+"""Told only where it is the server, and not the load, that bounds them."""
+GATED_SAMPLES: Final = 5
 FILLING, FILL_BYTES, FILL_TIMES = "filling", 64 * 1024, 160
 """What the stalled viewer is sent besides, alone: the system takes some 6 MiB, the rest waits with us."""
 MIB: Final = 1 << 20
+
+Sample = dict[str, float]
+"""Of the server: `us` of processor time a delivery, and deliveries `a_second` of it. Then milliseconds until
+they came, those `delivered` in a second of the clock, and how much of its core the load took."""
+Found = dict[str, dict[str, list[Sample]]]
+"""Samples by room and server."""
 
 
 @asynccontextmanager
@@ -63,34 +99,43 @@ async def started(name: str) -> AsyncIterator[Server]:
         control.close()
 
 
-async def sample(server: Server, room: str) -> dict[str, float]:
-    """One stream to one room: microseconds of processor time a delivery, milliseconds until it came."""
-    _, events, interval_s = PACES.get(room, PACES["of 100"])
-    before = cpu_seconds(server.pid)
-    ages = await server.stream(room, events, interval_s)
-    used = cpu_seconds(server.pid) - before
+async def sample(server: Server, name: str, mode: str, like: str | None = None) -> Sample:
+    """One stream to one room, with as many events as one `like` it gets."""
+    room = ROOMS[like or name]
+    before, began, own = cpu_seconds(server.pid), time.perf_counter(), time.process_time()
+    if mode == PACED:
+        ages = await server.paced(name, room.events[mode], room.interval_s)
+    else:
+        ages = await server.rushed(name, room.events[mode], WINDOWS[mode])
+    used, took = cpu_seconds(server.pid) - before, time.perf_counter() - began
+    own = time.process_time() - own
     ages.sort()
     return {
         "us": used / len(ages) * 1e6,
         "a_second": len(ages) / used,
         "p50": statistics.median(ages) / 1e6,
         "p99": ages[len(ages) * 99 // 100] / 1e6,
+        "delivered": len(ages) / took,
+        "load": own / took,
     }
 
 
-async def compare(
-    stack: AsyncExitStack, count: int
-) -> tuple[Server, dict[str, dict[str, list[dict[str, float]]]]]:
-    """All servers beside each other, room by room; ours is returned for more."""
+async def compare(stack: AsyncExitStack, count: int) -> tuple[Server, dict[str, Found]]:
+    """All servers beside each other, room by room, in all modes; ours is returned for more."""
     servers = {name: await stack.enter_async_context(started(name)) for name in ("ours", *PEERS)}
     for server in servers.values():
-        for room, (viewers, _, _) in PACES.items():
-            for _ in range(viewers):
-                await server.join(room)
-    found = {}
-    for room in PACES:
-        variants = {name: partial(sample, server, room) for name, server in servers.items()}
-        found[room] = await rounds(variants, count)
+        for name, room in ROOMS.items():
+            for _ in range(room.viewers):
+                await server.join(name)
+    found: dict[str, Found] = {mode: {} for mode in (PACED, ALONE, RUSHED)}
+    for room_name in ROOMS:
+        for mode, of_mode in found.items():
+            variants = {name: partial(sample, server, room_name, mode) for name, server in servers.items()}
+            if mode == PACED:
+                of_mode[room_name] = await rounds(variants, count)
+            else:  # they are warm now; and stock takes seconds for a rush
+                many = count if mode == ALONE else (count + 1) // 2
+                of_mode[room_name] = await rounds(variants, many, warm_up=0)
     return servers["ours"], found
 
 
@@ -101,12 +146,15 @@ async def stall(server: Server, count: int) -> dict[str, Any]:
         await server.join(room)
     before = memory(server.pid).rss
     stalled, its = await server.join(FILLING, room)
-    server.arrivals[FILLING].expect(0)
+    server.arrivals[FILLING].empty()
     stalled.underlying_transport.pause_reading()
     for _ in range(FILL_TIMES):
         server.ask(FILLING, FILL_BYTES)
         await server.control.drain()
-    variants = {"all read": partial(sample, server, "of 100"), "one does not": partial(sample, server, room)}
+    variants = {
+        "all read": partial(sample, server, HUNDRED, PACED),
+        "one does not": partial(sample, server, room, PACED, HUNDRED),
+    }
     samples = await rounds(variants, count)
     grown = (memory(server.pid).rss - before) / MIB
     if its.is_over:
@@ -119,7 +167,7 @@ async def stall(server: Server, count: int) -> dict[str, Any]:
     }
 
 
-def told(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
+def told(found: Found) -> dict[str, Any]:
     """Summaries of all samples, and ours beside each peer."""
     return {
         room: {
@@ -135,34 +183,38 @@ def told(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
     }
 
 
-def show(result: dict[str, Any], stalled: dict[str, Any]) -> None:
-    """Print tables."""
-    names = {"ours": "ours", **PEERS}
-    head = ["", *(f"{viewers} viewers" for viewers, _, _ in PACES.values())]
-    for title, figure in (
-        ("deliveries a CPU second of the server", "a_second"),
-        ("latency p50, ms", "p50"),
-        ("latency p99, ms", "p99"),
-    ):
-        table(
-            title,
-            head,
-            [
-                [label, *(result[room][name][figure]["median"] for room in PACES)]
-                for name, label in names.items()
-            ],
-        )
-    table(
-        "ours, times each",
-        head,
-        [
-            [label, *(result[room][name]["ours_is"]["median"] for room in PACES)]
-            for name, label in PEERS.items()
-        ],
-    )
+def show(mode: str, result: dict[str, Any]) -> None:
+    """Print the tables of one mode."""
+    head = ["", *(f"{room.viewers} viewers" for room in ROOMS.values())]
+    for title, figure in FIGURES.items():
+        if mode == RUSHED or figure not in OF_A_RUSH:
+            rows = [
+                [label, *(result[room][name][figure]["median"] for room in ROOMS)]
+                for name, label in NAMED.items()
+            ]
+            table(f"{mode}: {title}", head, rows)
+    rows = [
+        [label, *(result[room][name]["ours_is"]["median"] for room in ROOMS)] for name, label in PEERS.items()
+    ]
+    table(f"{mode}: ours, times each", head, rows)
+
+
+def show_stalled(stalled: dict[str, Any]) -> None:
+    """Print what one who does not read costs the others."""
     rows = [[name, of["median"], of["min"], of["max"]] for name, of in stalled["p99_ms"].items()]
     table("one viewer of a hundred does not read: p99 of the others, ms", ["", "median", "min", "max"], rows)
     print(f"\n  ratio {stalled['p99_ratio']['median']:g}; the server grew by {stalled['grown_mib']:g} MiB")
+
+
+def panels(mode: str, result: dict[str, Any]) -> list[Panel]:
+    """Deliveries a CPU second, a panel for each room."""
+    return [
+        Panel(
+            f"{ROOMS[room].viewers} viewers, {mode}: deliveries a CPU second",
+            [Bar.of(NAMED[name], of["a_second"], ours=name == "ours") for name, of in servers.items()],
+        )
+        for room, servers in result.items()
+    ]
 
 
 async def measure(count: int) -> None:
@@ -170,19 +222,26 @@ async def measure(count: int) -> None:
     async with AsyncExitStack() as stack:
         ours, found = await compare(stack, count)
         stalled = await stall(ours, count)
-    result = told(found)
-    show(result, stalled)
-    panels = [
-        Panel(
-            f"{viewers} viewers: deliveries a CPU second",
-            [
-                Bar.of({"ours": "ours", **PEERS}[name], of["a_second"], ours=name == "ours")
-                for name, of in result[room].items()
-            ],
-        )
-        for room, (viewers, _, _) in PACES.items()
-    ]
-    save("fanout", {"rooms": result, "stalled": stalled}, *panels)
+    results = {mode: told(of_mode) for mode, of_mode in found.items()}
+    for mode, result in results.items():
+        show(mode, result)
+    show_stalled(stalled)
+    drawn = [panel for mode, result in results.items() for panel in panels(mode, result)]
+    save("fanout", {"modes": results, "stalled": stalled}, *drawn)
+
+
+async def gate() -> dict[str, float]:
+    """What `gate` compares: processor seconds of a delivery to a hundred viewers, two modes."""
+    pin(os.getpid(), LOAD_CORE)
+    async with started("ours") as server:
+        for _ in range(ROOMS[HUNDRED].viewers):
+            await server.join(HUNDRED)
+        costs = {}
+        for mode in (RUSHED, PACED):
+            await sample(server, HUNDRED, mode)
+            taken = [await sample(server, HUNDRED, mode) for _ in range(GATED_SAMPLES)]
+            costs[f"CPU a delivery, {mode}"] = statistics.median(one["us"] for one in taken) / 1e6
+    return costs
 
 
 def main(argv: Sequence[str] | None = None) -> None:

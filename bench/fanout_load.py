@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,22 +28,28 @@ class Arrivals:
     """What the viewers of a room got since it was emptied: ages in nanoseconds."""
 
     ages: list[int] = field(default_factory=list)
-    wanted: int = 0
-    complete: asyncio.Event = field(default_factory=asyncio.Event)
+    _awaited: int = 0
+    _reached: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def expect(self, count: int) -> None:
-        """From now on so many deliveries have to come."""
-        self.ages, self.wanted = [], count
-        self.complete.clear()
+    def empty(self) -> None:
+        """Count from nothing again."""
+        self.ages = []
 
     def take(self, asked_at: int) -> None:
         """One more delivery."""
         self.ages.append(time.perf_counter_ns() - asked_at)
-        if len(self.ages) == self.wanted:
-            self.complete.set()
+        if len(self.ages) == self._awaited:
+            self._reached.set()
+
+    async def reach(self, count: int) -> None:
+        """Return when so many deliveries have come; one may wait at a time."""
+        if len(self.ages) < count:
+            self._awaited = count
+            self._reached.clear()
+            await self._reached.wait()
 
 
-class Viewer(picows.WSListener):  # type: ignore[misc]
+class Viewer(picows.WSListener):
     """Joins a room, of Socket.IO or in the path, and counts."""
 
     def __init__(self, rooms: list[str], arrivals: Arrivals, *, speaks: bool) -> None:
@@ -107,17 +115,38 @@ class Server:
         stamp = f"@{time.perf_counter_ns():0{_DIGITS}d}"
         self.control.write(f"{self.room(name)} {stamp.ljust(size, 'x')}\n".encode())
 
-    async def stream(self, name: str, events: int, interval_s: float) -> list[int]:
+    async def paced(self, name: str, events: int, interval_s: float) -> list[int]:
         """Have events made at an even pace; the ages of all deliveries, every one of which has come."""
-        arrivals = self.arrivals[name]
-        arrivals.expect(events * len(self.viewers[name]))
-        begin = time.perf_counter()
-        for number in range(events):
-            await asyncio.sleep(max(0.0, begin + number * interval_s - time.perf_counter()))
-            self.ask(name)
+        async with self._counted(name, events) as (arrivals, wanted):
+            begin = time.perf_counter()
+            for number in range(events):
+                await asyncio.sleep(max(0.0, begin + number * interval_s - time.perf_counter()))
+                self.ask(name)
+            await arrivals.reach(wanted)
+        return arrivals.ages
+
+    async def rushed(self, name: str, events: int, window: int) -> list[int]:
+        """The same as fast as they are delivered: at most `window` events are on their way at a time.
+
+        A window is counted in deliveries, so that one viewer who lags behind the others holds up nobody.
+        """
+        viewers = len(self.viewers[name])
+        async with self._counted(name, events) as (arrivals, wanted):
+            for number in range(events):
+                await arrivals.reach((number + 1 - window) * viewers)
+                self.ask(name)
+            await arrivals.reach(wanted)
+        return arrivals.ages
+
+    @asynccontextmanager
+    async def _counted(self, name: str, events: int) -> AsyncIterator[tuple[Arrivals, int]]:
+        """Every delivery of so many events has to come in time, and none twice."""
+        arrivals, wanted = self.arrivals[name], events * len(self.viewers[name])
+        arrivals.empty()
         try:
             async with asyncio.timeout(WITHIN_S):
-                await arrivals.complete.wait()
+                yield arrivals, wanted
         except TimeoutError:
-            raise SystemExit(f"{len(arrivals.ages)} of {arrivals.wanted} deliveries came") from None
-        return arrivals.ages
+            raise SystemExit(f"{len(arrivals.ages)} of {wanted} deliveries came") from None
+        if len(arrivals.ages) != wanted:
+            raise SystemExit(f"{len(arrivals.ages)} deliveries came of {wanted}")

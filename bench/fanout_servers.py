@@ -55,9 +55,10 @@ def envelope(seq: int, delta: str) -> dict[str, Any]:
 async def ours(stack: AsyncExitStack) -> tuple[int, Emit, Mapping[str, str]]:
     """The runtime's own application; events are appended to its log, as sessions do."""
     log = MemoryEventLog()
+    sandboxes = await stack.enter_async_context(ScriptedSandboxes())
     config = RuntimeConfig(
         persistence=MemoryPersistence(),
-        sandboxes=await stack.enter_async_context(ScriptedSandboxes()),
+        sandboxes=sandboxes,
         agents=(ScriptedAgent(),),
         gateway=NoGateway(),
         log=log,
@@ -134,7 +135,7 @@ async def raw_picows(stack: AsyncExitStack) -> tuple[int, Emit, Mapping[str, str
     rooms: dict[str, set[picows.WSTransport]] = {name: set() for name in NAMES.values()}
     seq = 0
 
-    class View(picows.WSListener):  # type: ignore[misc]
+    class View(picows.WSListener):
         def on_ws_connected(self, transport: picows.WSTransport) -> None:
             rooms[transport.request.path.decode().strip("/")].add(transport)
             transport.send(picows.WSMsgType.TEXT, b"430[]")

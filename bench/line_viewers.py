@@ -38,7 +38,7 @@ class Received:
         ]
 
 
-class Viewer(WSListener):  # type: ignore[misc]
+class Viewer(WSListener):
     """One connection. With `join` it speaks Socket.IO, and joins with that event and payload."""
 
     def __init__(self, auth: Any = None, join: tuple[str, Any] | None = None) -> None:
@@ -107,8 +107,8 @@ class Viewer(WSListener):  # type: ignore[misc]
 
 async def viewer(url: str, auth: Any = None, join: tuple[str, Any] | None = None) -> Viewer:
     """Connect, and join where there is something to be joined."""
-    _, made = await ws_connect(lambda: Viewer(auth, join), url)
+    made = Viewer(auth, join)
+    await ws_connect(lambda: made, url)
     async with asyncio.timeout(WITHIN_S):
         await made.ready
-    assert isinstance(made, Viewer)
     return made

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -32,6 +33,8 @@ PLAN = {50: (LOADS, 2), 1: (LOADS, 1), 500: (LOADS[-2:], 1)}
 MOST_NAIVE = 50
 """With more sessions it is not asked for all it can: what a second brought takes it a minute."""
 MIB = 1024 * 1024
+GATED_SESSIONS, GATED_RATE, GATED_SECONDS = 20, 1000.0, 0.5
+"""More than `MOST_PROCESSES`, so that the runners are one process, which is weighed as one."""
 
 
 async def one_load(carriers: dict[str, Carrier], rate: float, count: int) -> dict[str, list[Sample]]:
@@ -109,6 +112,22 @@ def panels(kept: dict[str, Any]) -> list[Panel]:
         bars = [Bar.of(kind, told[name], ours=kind == OURS) for kind, told in carriers.items() if told]
         drawn.append(Panel(title, bars))
     return drawn
+
+
+async def gate() -> dict[str, float]:
+    """What `gate` compares: processor seconds a line, the server's and the runners', steady and saturated."""
+    pin(os.getpid(), LOAD_CORE)
+    costs: dict[str, float] = {}
+    async with carrier(OURS, GATED_SESSIONS) as ours:
+        for rate in (GATED_RATE, FULL):
+            taken = [await ours.turn(rate, GATED_SECONDS) for _ in range(3)]
+            server = statistics.median(each.server_us for each in taken)
+            runners = statistics.median(each.runners_us for each in taken)
+            costs |= {
+                f"the server's CPU a line, {shown(rate)}": server / 1e6,
+                f"the runners' CPU a line, {shown(rate)}": runners / 1e6,
+            }
+    return costs
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -260,9 +260,11 @@ async def talking(program: str, *arguments: str) -> AsyncIterator[Process]:
     try:
         assert agents.stdout is not None
         async with asyncio.timeout(WITHIN_S):
-            await agents.stdout.readline()
+            if not await agents.stdout.readline():
+                raise SystemExit(f"did not start: {program}")
         pin(agents.pid, LOAD_CORE)
         yield agents
     finally:
-        agents.kill()
+        if agents.returncode is None:
+            agents.kill()
         await agents.wait()

@@ -17,13 +17,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from agent_runtime.ports import SandboxProvider, SandboxSpec
-from agent_runtime.testing.sandbox_contract import gateway, greeted
+from agent_runtime.testing.runner_talk import gateway, greeted
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.modal.options import ModalOptions
 from agent_runtime_adapters.sandboxes.modal.provider import ModalSandboxes
@@ -50,8 +51,9 @@ Once = Callable[[], Awaitable[float]]
 async def process(*argv: str) -> float:
     """Start a command that says a line and ends; until the line."""
     began = time.perf_counter()
-    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
-    started = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE, **user)
+    start = partial(asyncio.create_subprocess_exec, *argv, stdout=asyncio.subprocess.PIPE)
+    is_root = os.geteuid() == 0
+    started = await (start(user=NOBODY, group=NOBODY, extra_groups=[]) if is_root else start())
     assert started.stdout is not None
     assert await started.stdout.readline() == b"ready\n"
     took = time.perf_counter() - began
