@@ -46,7 +46,7 @@ def _delta_parts() -> tuple[bytes, bytes]:
     return before, b" " + b"w" * (LINE_BYTES - len(before) - len(behind) - 26) + behind
 
 
-_BEFORE, _BEHIND = _delta_parts()
+BEFORE, BEHIND = _delta_parts()
 
 
 class Agent:
@@ -91,8 +91,8 @@ class Agent:
         now, first = time.monotonic_ns() // 1000, self.number
         said = [stamp % (now, number) for number in range(first, first + many)]
         self.number += many
-        self._text += [each + _TAIL for each in said]
-        self.write(b"".join([_BEFORE + each + _BEHIND for each in said]))
+        self._text += [each + TAIL for each in said]
+        self.write(b"".join([BEFORE + each + BEHIND for each in said]))
         if self.number // DELTAS_OF_A_BLOCK != first // DELTAS_OF_A_BLOCK:
             self._end_message()
             self._begin_message()
@@ -119,7 +119,7 @@ class Agent:
             select.select([], [self], [], 1.0)
 
 
-_TAIL = _BEHIND.partition(b'"')[0]
+TAIL = BEHIND.partition(b'"')[0]
 
 
 def paced(agents: Sequence[Agent], lines_per_second: float, seconds: float) -> None:

@@ -270,8 +270,9 @@ class Capabilities:
     snapshots: bool = False
 
 
-ByteTaker: TypeAlias = Callable[[bytes], bool]
-"""Given bytes as they arrive; True: they are dealt with. Never waits, never raises."""
+ByteTaker: TypeAlias = Callable[[bytes], float | None]
+"""Given bytes as they arrive. None: it does not take them; else they are dealt with, and the answer is for
+how many seconds nothing more should be brought. Never waits, never raises."""
 
 
 class Channel(Protocol):
@@ -281,7 +282,7 @@ class Channel(Protocol):
         """The next bytes, at most 256 KiB; empty at the end. Raises `SandboxFault` when it breaks.
 
         A channel may offer what arrives meanwhile to `take`, in the loop's own callback. What that takes
-        is not returned; what it refuses, it may have looked at.
+        is not returned; what it does not take comes next and by itself, for it may have looked at it.
         """
         ...
 

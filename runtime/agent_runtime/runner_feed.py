@@ -195,24 +195,24 @@ class RunnerFeed:
             self._recorder.speak()
             self.caught_up.set()
 
-    def _take(self, frames: list[Frame]) -> bool:
+    def _take(self, frames: list[Frame]) -> float | None:
         """Frames in the call that read them: dealt with at once where that can be, and is all there is.
 
         To wake `_read` for them, and the relay of their viewers by another task, took two fifths of a lone
-        line.
+        line. Returns for how long to read nothing more; None: the frames are for `_read`.
         """
         if not (self.caught_up.is_set() and self._may_read.is_set() and self._agent.is_idle):
-            return False
+            return None
         if self._agent.one_by_one or self._is_much_unacknowledged() or self._recorder.failing:
-            return False
-        if self._gathering.pause_s() or not all(frame["k"] == "agent" for frame in frames):
-            return False
+            return None
+        if not all(frame["k"] == "agent" for frame in frames):
+            return None
         self._received_when_drained = self._link.received
         self._agent.take(frames)
         self._sorted = frames[-1]["o"]
         self._agent.tell_deltas()
         self._files.try_again()
-        return True
+        return self._gathering.pause_s() if len(frames) < _ENOUGH_AT_ONCE else 0.0
 
     async def _read(self) -> None:
         while True:

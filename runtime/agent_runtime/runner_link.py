@@ -48,7 +48,7 @@ class RunnerLink:
     `seen` is the newest offset that was read, `received` the bytes so far; `silent` is true from a
     command without a reply in time until the runner says anything again. `greeting` is what the runner
     said first. `take`, where it is set, is given kept frames as they arrive while `next_batch` waits;
-    those for which it returns True are dealt with, the others come from there.
+    unless it returns None they are dealt with, as of `ports.ByteTaker`; the others come from there.
     """
 
     def __init__(self, sandbox: Sandbox, channel: Channel, *, max_file_bytes: int, after: int = 0) -> None:
@@ -73,7 +73,7 @@ class RunnerLink:
         self._given_up: SandboxFault | None = None
         self._idle_reconnects = 0
         self._waiting_since: float | None = None
-        self.take: Callable[[list[Frame]], bool] | None = None
+        self.take: Callable[[list[Frame]], float | None] | None = None
         self._looked_at: list[Frame] | Exception | None = None
 
     @classmethod
@@ -243,22 +243,23 @@ class RunnerLink:
                 return self._frames(data)
             await self._reconnect()
 
-    def _offered(self, data: bytes) -> bool:
-        """Bytes that arrive while somebody waits for them: whether they are dealt with."""
+    def _offered(self, data: bytes) -> float | None:
+        """Bytes that arrive while somebody waits for them; a `ports.ByteTaker`."""
         if self.take is None or self._late:
-            return False
+            return None
         self._note(data)
         try:
             frames = self._frames(data)
-            if self._late or (frames and not self.take(frames)):
-                self._looked_at = frames
-                return False
+            pause_s = None if self._late else self.take(frames) if frames else 0.0
         except Exception as error:  # it is for whoever waits, and not for the loop
             self._looked_at = error
-            return False
+            return None
+        if pause_s is None:
+            self._looked_at = frames
+            return None
         self._idle_reconnects = 0 if frames else self._idle_reconnects
         self._waiting_since = self._loop.time()
-        return True
+        return pause_s
 
     def _note(self, data: bytes) -> None:
         self.received += len(data)

@@ -94,10 +94,10 @@ class Reading:
     def offsets(self) -> list[Any]:
         return [frame["o"] for frame in self.frames]
 
-    def take(self, frames: list[Frame]) -> bool:
+    def take(self, frames: list[Frame]) -> float | None:
         self._takes = not self._takes
         self.frames += frames if self._takes else ()
-        return self._takes
+        return 0.0 if self._takes else None
 
     async def read(self, link: RunnerLink) -> None:
         link.take = self.take
@@ -208,7 +208,7 @@ async def _outcome(call: Any) -> Any:
 
 
 async def test_whoever_takes_frames_at_once_and_fails_is_told_where_it_reads() -> None:
-    def take(frames: list[Frame]) -> bool:
+    def take(frames: list[Frame]) -> float | None:
         raise ZeroDivisionError
 
     sandbox = PairedSandbox()

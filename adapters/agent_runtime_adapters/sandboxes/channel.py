@@ -44,7 +44,8 @@ class UnixChannel(asyncio.Protocol):
         self._error: Exception | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._take: ByteTaker | None = None
-        self._paused = False
+        self._is_full = False
+        self._rest: asyncio.TimerHandle | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._over = asyncio.Event()
@@ -66,9 +67,9 @@ class UnixChannel(asyncio.Protocol):
             self._pieces.appendleft(data[RECEIVE_BYTES:])
             data = data[:RECEIVE_BYTES]
         self._size -= len(data)
-        if self._paused and self._size <= RECEIVE_BYTES:
-            self._paused = False
-            self._transport.resume_reading()
+        if self._is_full and self._size <= RECEIVE_BYTES:
+            self._is_full = False
+            self._read_on()
         return data
 
     async def send(self, data: bytes) -> None:
@@ -95,14 +96,27 @@ class UnixChannel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Of `asyncio.Protocol`: a little goes to whoever takes it, the rest waits for `receive`."""
-        if self._take is not None and not self._pieces and len(data) <= _LITTLE_BYTES and self._take(data):
-            return
+        if self._take is not None and not self._pieces and len(data) <= _LITTLE_BYTES:
+            pause_s = self._take(data)
+            if pause_s:
+                self._transport.pause_reading()
+                self._rest = asyncio.get_running_loop().call_later(pause_s, self._rested)
+            if pause_s is not None:
+                return
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > 2 * RECEIVE_BYTES and not self._paused:
-            self._paused = True
+        if self._size > 2 * RECEIVE_BYTES and not self._is_full:
+            self._is_full = True
             self._transport.pause_reading()
         self._wake()
+
+    def _rested(self) -> None:
+        self._rest = None
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if not (self._is_full or self._rest or self._transport.is_closing()):
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Of `asyncio.Protocol`: what we were to say can still be said."""
@@ -113,6 +127,8 @@ class UnixChannel(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Of `asyncio.Protocol`."""
         self._ended, self._error = True, error
+        if self._rest is not None:
+            self._rest.cancel()
         self._wake()
         self._writable.set()
         self._over.set()

@@ -79,7 +79,7 @@ class ScriptedChannel:
 
     def push(self, data: bytes) -> None:
         """Bytes on their way out; lost when nobody can take them any more."""
-        if self._closed or (self._take is not None and self._take(data)):
+        if self._closed or (self._take is not None and self._take(data) is not None):
             return
         self._take = None  # nothing more passes this by
         self._outward.put_nowait(data)

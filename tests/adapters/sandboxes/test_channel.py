@@ -67,9 +67,9 @@ async def test_what_is_taken_is_not_received_and_what_is_refused_comes_alone(
 ) -> None:
     loop, taken = asyncio.get_running_loop(), []
 
-    def take(data: bytes) -> bool:
+    def take(data: bytes) -> float | None:
         taken.append(data)
-        return data != b"refused"
+        return 0.0 if data != b"refused" else None
 
     async with connected(tmp_path) as (ours, theirs), asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(ours.receive(take))
@@ -88,11 +88,11 @@ async def test_whoever_takes_and_refuses_at_random_gets_every_byte_once_and_in_o
     loop, dice, got = asyncio.get_running_loop(), random.Random(7), bytearray()
     said = dice.randbytes(2 * MIB)
 
-    def take(data: bytes) -> bool:
-        if refused := dice.random() < 0.3:
-            return not refused
+    def take(data: bytes) -> float | None:
+        if dice.random() < 0.3:
+            return None
         got.extend(data)
-        return True
+        return dice.choice((0.0, 0.0, 0.001))
 
     async def tell(theirs: socket.socket) -> None:
         at = 0
@@ -109,6 +109,27 @@ async def test_whoever_takes_and_refuses_at_random_gets_every_byte_once_and_in_o
             assert len(data) <= RECEIVE_BYTES
             got.extend(data)
         assert got == said
+
+
+@on_both_loops
+async def test_whoever_asks_for_a_pause_is_brought_what_came_meanwhile_at_once(tmp_path: Path) -> None:
+    loop, taken = asyncio.get_running_loop(), []
+
+    def take(data: bytes) -> float | None:
+        taken.append(data)
+        return 0.2
+
+    async with connected(tmp_path) as (ours, theirs), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(ours.receive(take))
+        await asyncio.sleep(0)  # now it waits
+        await loop.sock_sendall(theirs, b"first")
+        await eventually(lambda: taken == [b"first"])
+        for piece in (b"a", b"b", b"c"):
+            await loop.sock_sendall(theirs, piece)
+        await eventually(lambda: len(taken) > 1)
+        assert taken == [b"first", b"abc"]
+        theirs.close()  # in the middle of a pause
+        assert await waiting == b""
 
 
 @on_both_loops
