@@ -1,7 +1,7 @@
 """The journal: numbered lines in one file, until they are acknowledged.
 
 Offsets count from 1 without holes. Lines are appended, read from any kept offset in whole lines,
-and forgotten by `ack`. What is in memory is a sparse index and the newest lines, up to a bound, so
+and forgotten by `ack`. What is in memory is a sparse index, and the newest write where it is small, so
 a reader that stalls costs disk and no memory. It is not a crash log: the agent dies with the runner, so
 nothing is recovered from the file. Numbering frames, waiting and waking are next door, in `outbox`.
 """
@@ -18,31 +18,18 @@ MARK_STRIDE_BYTES: Final = 64 * 1024
 COMPACT_BYTES: Final = 8 * 1024 * 1024
 """Less dead space than this at the front of the file is left alone."""
 _COPY_BYTES: Final = 1024 * 1024
-HELD_BYTES: Final = 64 * 1024
-"""So much is in memory until it is written in one go, or forgotten before: a write for each line that comes
-alone, to a file that grows, was 6 % of what it takes."""
 _REMEMBERED_BYTES: Final = 64 * 1024
-"""Of what was added last: a reader that keeps up gets it without a system call (an eighth of a line)."""
+"""Of what was written last: a reader that keeps up gets it without a system call (an eighth of a line)."""
 
 
 class Journal:
     """Lines in a file that this object owns alone; the descriptor is open for reading and writing."""
 
-    def __init__(
-        self,
-        fd: int,
-        *,
-        stride: int = MARK_STRIDE_BYTES,
-        compact: int = COMPACT_BYTES,
-        held: int = HELD_BYTES,
-    ) -> None:
+    def __init__(self, fd: int, *, stride: int = MARK_STRIDE_BYTES, compact: int = COMPACT_BYTES) -> None:
         os.ftruncate(fd, 0)
         self._fd = fd
         self._stride = stride
         self._compact_over = compact
-        self._most_held = held
-        self._held: list[bytes] = []
-        self._written = 0
         self._end = 0
         self._head = 0
         self._acked = 0
@@ -72,12 +59,9 @@ class Journal:
         return len(self._mark_offsets)
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Add lines, each with its newline, in one write at most. Raises `OSError`; then none was added."""
+        """Add lines, each with its newline, in one write. Raises `OSError`; then none was added."""
         data = b"".join(lines)
-        if self._end - self._written + len(data) > self._most_held:
-            self._write(b"".join((*self._held, data)))
-        else:
-            self._held.append(data)
+        self._write(data)
         self._newest = (self._head + 1, data) if len(data) <= _REMEMBERED_BYTES else (0, b"")
         for line in lines:
             self._head += 1
@@ -102,10 +86,10 @@ class Journal:
             return self._newest[1], self._head
         position = self._position_of(first)
         want = limit
-        chunk = self._piece(want, position)
+        chunk = os.pread(self._fd, want, position)
         while (cut := chunk.rfind(b"\n")) < 0:
             want *= 2
-            chunk = self._piece(want, position)
+            chunk = os.pread(self._fd, want, position)
         data = chunk[: cut + 1]
         last = first + data.count(b"\n") - 1
         self._hint = (last + 1, position + len(data))
@@ -124,14 +108,12 @@ class Journal:
         del self._mark_offsets[:first_needed]
         del self._mark_positions[:first_needed]
         dead = self._mark_positions[0]
-        if self._compact_over < dead <= self._written < dead * 2:
+        if dead > self._compact_over and dead * 2 > self._end:
             self._compact(dead)
 
     def _clear(self) -> None:
-        if self._written:
-            os.ftruncate(self._fd, 0)
-        self._held.clear()
-        self._written = self._end = 0
+        os.ftruncate(self._fd, 0)
+        self._end = 0
         self._mark_offsets.clear()
         self._mark_positions.clear()
         self._hint = (0, 0)
@@ -144,30 +126,19 @@ class Journal:
             source += len(chunk)
             target += len(chunk)
         os.ftruncate(self._fd, target)
-        self._written = target
-        self._end -= dead
+        self._end = target
         self._mark_positions = [position - dead for position in self._mark_positions]
         self._hint = (0, 0)
 
     def _write(self, data: bytes) -> None:
-        """All that is held and what comes behind it."""
-        done = 0
+        written = 0
         try:
-            while done < len(data):
-                rest = memoryview(data)[done:] if done else data
-                done += os.pwrite(self._fd, rest, self._written + done)
+            while written < len(data):
+                rest = memoryview(data)[written:] if written else data
+                written += os.pwrite(self._fd, rest, self._end + written)
         except OSError:
-            os.ftruncate(self._fd, self._written)
+            os.ftruncate(self._fd, self._end)
             raise
-        self._written += done
-        self._held = []
-
-    def _piece(self, want: int, position: int) -> bytes:
-        """Bytes at a position, of the file or of what is held: both end with a line."""
-        if position < self._written:
-            return os.pread(self._fd, want, position)
-        begin = position - self._written
-        return b"".join(self._held)[begin : begin + want]
 
     def _position_of(self, offset: int) -> int:
         mark = bisect_right(self._mark_offsets, offset) - 1
@@ -178,7 +149,7 @@ class Journal:
 
     def _skip(self, position: int, lines: int) -> int:
         while lines:
-            chunk = self._piece(self._stride, position)
+            chunk = os.pread(self._fd, self._stride, position)
             here = chunk.count(b"\n")
             if here < lines:
                 lines -= here

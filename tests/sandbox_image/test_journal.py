@@ -21,18 +21,17 @@ STEPS = st.lists(
     ),
     max_size=60,
 )
-HELD = st.sampled_from((0, 100, 300))
 
 
 @contextmanager
-def small_journal(stride: int = 64, compact: int = 100, held: int = 0) -> Iterator[tuple[Journal, int]]:
+def small_journal(stride: int = 64, compact: int = 100) -> Iterator[tuple[Journal, int]]:
     with tempfile.TemporaryFile() as file:
-        yield Journal(file.fileno(), stride=stride, compact=compact, held=held), file.fileno()
+        yield Journal(file.fileno(), stride=stride, compact=compact), file.fileno()
 
 
-@given(STEPS, HELD)
-def test_it_holds_what_a_list_would_hold(steps: list[tuple[str, object]], held: int) -> None:
-    with small_journal(held=held) as (journal, _):
+@given(STEPS)
+def test_it_holds_what_a_list_would_hold(steps: list[tuple[str, object]]) -> None:
+    with small_journal() as (journal, _):
         lines: list[bytes] = []
         acked = 0
         for step, given_value in steps:
@@ -52,9 +51,9 @@ def test_it_holds_what_a_list_would_hold(steps: list[tuple[str, object]], held: 
             assert (journal.head, journal.oldest) == (len(lines), acked + 1)
 
 
-@given(STEPS, HELD)
-def test_a_follower_sees_every_line_once(steps: list[tuple[str, object]], held: int) -> None:
-    with small_journal(held=held) as (journal, _):
+@given(STEPS)
+def test_a_follower_sees_every_line_once(steps: list[tuple[str, object]]) -> None:
+    with small_journal() as (journal, _):
         lines: list[bytes] = []
         seen, cursor = b"", 0
         for _, given_value in steps:
@@ -82,32 +81,6 @@ def test_the_index_is_sparse_and_the_file_is_trimmed() -> None:
         assert journal.read(9_999, 10) == (b"x" * 99 + b"\n", 10_000)
         journal.ack(10_000)
         assert os.fstat(fd).st_size == journal.live_bytes == journal.marks == 0
-
-
-def test_few_lines_never_reach_the_disk_and_many_do_together() -> None:
-    with small_journal(held=100) as (journal, fd):
-        journal.append([b"one\n"])
-        journal.append([b"two\n", b"three\n"])
-        assert (os.fstat(fd).st_size, journal.live_bytes) == (0, 14)
-        assert journal.read(0, 100) == (b"one\ntwo\nthree\n", 3)
-        assert journal.read(1, 5) == (b"two\n", 2)
-        journal.ack(3)
-        journal.append([b"four\n"])
-        journal.append([b"f" * 95 + b"ive\n"])
-        assert os.fstat(fd).st_size == 104
-        journal.append([b"six\n"])
-        assert [journal.read(after, 10) for after in (3, 5)] == [(b"four\n", 4), (b"six\n", 6)]
-
-
-def test_what_is_held_is_read_while_the_disk_is_full_and_written_when_it_is_not() -> None:
-    with small_journal(held=100) as (journal, fd):
-        journal.append([b"one\n"])
-        with files_of_at_most(50), pytest.raises(OSError, match="File too large"):
-            journal.append([b"t" * 97 + b"wo\n"])
-        assert (os.fstat(fd).st_size, journal.read(0, 100)) == (0, (b"one\n", 1))
-        journal.append([b"t" * 97 + b"wo\n"])
-        assert os.fstat(fd).st_size == 104
-        assert journal.read(0, 1000) == (b"one\n" + b"t" * 97 + b"wo\n", 2)
 
 
 def test_a_line_over_the_limit_is_read_whole() -> None:

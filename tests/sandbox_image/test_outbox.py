@@ -20,7 +20,7 @@ def read_all(outbox: Outbox) -> list[dict[str, object]]:
 
 async def test_a_full_disk_delays_frames_and_loses_none() -> None:
     with tempfile.TemporaryFile() as file:
-        outbox = Outbox(Journal(file.fileno(), held=0))
+        outbox = Outbox(Journal(file.fileno()))
         outbox.emit("agent", line={"n": 1})
         with files_of_at_most(100):
             outbox.emit("agent", line={"n": 2, "text": "x" * 200})
