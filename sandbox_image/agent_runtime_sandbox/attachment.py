@@ -1,8 +1,9 @@
 """The session's own connection to the runner: kept frames out of the journal, passing frames between them.
 
-The pump reads the journal by cursor in bounded pieces and waits for the socket, so a reader that
-stalls holds one piece in memory. Replies are sent when all frames that were written before them
-have been sent. What the lines inward mean is next door, in `runner`.
+What the socket takes is written when it is kept. The pump reads the rest by cursor in bounded pieces, and
+waits for the socket before each, so a reader that stalls holds one piece in memory. Replies are sent
+when all frames that were written before them have been sent. What the lines inward mean is next door,
+in `runner`.
 """
 
 from __future__ import annotations
@@ -70,8 +71,17 @@ class Attachment:
             raise Detached
 
     def wake(self) -> None:
-        """There may be more to send."""
-        self._wake.set()
+        """There may be more to send: a piece of it goes at once, where nothing waits for the socket.
+
+        So a line that comes alone needs no other task and the loop comes round once less (a tenth of the
+        runner's time for it). The rest is left to `pump`. Both write what `_next` gives before anybody else
+        can ask it: that keeps the order.
+        """
+        transport = self._writer.transport
+        if not self.closed and not transport.get_write_buffer_size() and (data := self._next()):
+            self._writer.write(data)
+        if self._passing or self._cursor < self._outbox.head or transport.get_write_buffer_size():
+            self._wake.set()
 
     async def told(self) -> None:
         """Return when all that was kept until now is with the other side, or it is gone."""
@@ -85,16 +95,15 @@ class Attachment:
         """Send until the connection ends; raises `Detached` then."""
         while not self.closed:
             self._wake.clear()
-            data = self._next()
-            if not data:
-                self._idle.set()
-                await self._wake.wait()
-                continue
             try:
-                self._writer.write(data)
                 await self._writer.drain()
             except OSError as error:
                 raise Detached from error
+            if data := self._next():
+                self._writer.write(data)
+            else:
+                self._idle.set()
+                await self._wake.wait()
         raise Detached
 
     def close(self) -> None:
@@ -112,7 +121,7 @@ class Attachment:
             raise Detached
         self._passing.append((barrier, line))
         self._passing_bytes += len(line)
-        self._wake.set()
+        self.wake()
 
     def _next(self) -> bytes:
         if self._passing and self._passing[0][0] <= self._cursor:

@@ -65,7 +65,7 @@ Inward, runtime to runner. A command with an `id` gets one `reply`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from agent_runtime_sandbox.long_lines import LONG_BYTES, LongLine, is_readable
@@ -106,11 +106,27 @@ class FrameError(ValueError):
 
 def encode(frame: Frame) -> bytes:
     """One line, newline included. Lone surrogates (from file names) survive as escapes."""
-    return _ENCODER.encode(frame).encode("ascii") + b"\n"
+    return "".join(_CHUNKS(frame, 0)).encode("ascii") + b"\n"
 
 
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
-"""Made once: `json.dumps` makes one each time, half of what a small frame takes."""
+def _chunks() -> Callable[[Any, int], Iterable[str]]:
+    """What a `json.JSONEncoder` works with, made once.
+
+    It makes one each time: 11.7 us for an agent's line, 5.1 without. This one looks for no circles; they
+    end in a `RecursionError`, as what is too deep does anyway.
+    """
+    plain = json.JSONEncoder(separators=(",", ":"))
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # a Python that is not written in C
+        return lambda frame, _level: (plain.encode(frame),)
+    escape = json.encoder.encode_basestring_ascii
+    made: Callable[[Any, int], Iterable[str]] = make(
+        None, plain.default, escape, None, ":", ",", False, False, True
+    )
+    return made
+
+
+_CHUNKS: Final = _chunks()
 Loads = Callable[[bytes], Any]
 """`json.loads`, or what gives the same and raises ValueError where that does; see `FrameReader`."""
 

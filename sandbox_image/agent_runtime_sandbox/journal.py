@@ -131,11 +131,11 @@ class Journal:
         self._hint = (0, 0)
 
     def _write(self, data: bytes) -> None:
-        view, position = memoryview(data), self._end
+        written = 0
         try:
-            while view:
-                written = os.pwrite(self._fd, view, position)
-                view, position = view[written:], position + written
+            while written < len(data):
+                rest = memoryview(data)[written:] if written else data
+                written += os.pwrite(self._fd, rest, self._end + written)
         except OSError:
             os.ftruncate(self._fd, self._end)
             raise

@@ -49,21 +49,22 @@ class Outbox:
 
     def emit_all(self, kind: str, many: Iterable[dict[str, Any]]) -> int:
         """Keep frames of one kind, in order and in one write; return the last one's offset."""
-        now = round(time.time(), 3)
+        now = time.time_ns() // 1_000_000 / 1000
         for fields in many:
             self._head += 1
-            stamp = {"o": self._head, "t": now}
-            line = frames.encode({**stamp, "k": kind, **fields})
+            line = frames.encode({"o": self._head, "t": now, "k": kind, **fields})
             if not frames.is_bounded(line):
                 message = f"a frame `{kind}` of {len(line)} bytes was left out"
-                line = frames.encode({**stamp, "k": "fault", "code": "line_too_long", "message": message})
+                fault = {"k": "fault", "code": "line_too_long", "message": message}
+                line = frames.encode({"o": self._head, "t": now, **fault})
             self._backlog.append(line)
         self._flush()
         return self._head
 
     async def room(self) -> None:
         """Wait until another frame is welcome. Whoever can produce without end waits here first."""
-        await self._has_room.wait()
+        if not self._has_room.is_set():
+            await self._has_room.wait()
 
     def ack(self, offset: int) -> None:
         """Forget frames up to `offset`."""
