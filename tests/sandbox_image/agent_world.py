@@ -5,7 +5,7 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -139,6 +139,7 @@ def descendants(pid: int) -> set[int]:
     """Pids of all children and theirs."""
     found: set[int] = set()
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in listing.read_text().split():
-            found |= {int(child)} | descendants(int(child))
+        with suppress(OSError):  # it ended while we looked
+            for child in listing.read_text().split():
+                found |= {int(child)} | descendants(int(child))
     return found
