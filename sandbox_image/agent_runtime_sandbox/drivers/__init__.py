@@ -7,10 +7,13 @@ frames, offsets or connections, and speaks through its `Output`.
 from __future__ import annotations
 
 import importlib
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
+
+from agent_runtime_sandbox.drivers.early import EarlyAgent, look_who_waits
 
 Entries = Mapping[str, Sequence[dict[str, Any]]]
 """Transcript entries by key: `main`, or `subagents/agent-x`."""
@@ -19,6 +22,10 @@ _DRIVERS: Final = {
     "claude": ("agent_runtime_sandbox.drivers.claude", "ClaudeDriver"),
     "scripted": ("agent_runtime_sandbox.drivers.scripted", "ScriptedDriver"),
 }
+
+
+_EARLY: Final = {"claude": "agent_runtime_sandbox.drivers.claude_options"}
+"""Where the drivers are that can start their agent early: `begin_early` there, which imports no asyncio."""
 
 
 class DriverError(Exception):
@@ -45,6 +52,7 @@ class Places:
     can be run and not read, so that the kernel shuts its process to the tools it starts.
     `env`: variables for the agent and its tools, secrets among them; the runner itself has them not.
     `user`: every process that a driver starts must be started as this one (`identity`); None: as we are.
+    `early`: an agent that was started before there was a driver for it.
     """
 
     workspace: Path
@@ -53,6 +61,7 @@ class Places:
     binaries: Mapping[str, Path] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     user: str | None = None
+    early: EarlyAgent | None = field(default=None, repr=False, compare=False)
 
 
 class Output(Protocol):
@@ -116,3 +125,23 @@ def load(name: str) -> DriverClass:
         raise DriverError("unknown_driver", f"there is no driver {name!r}")
     module, attribute = _DRIVERS[name]
     return cast("DriverClass", getattr(importlib.import_module(module), attribute))
+
+
+def begin_early(
+    preload: str, listener: socket.socket, places: Places
+) -> tuple[socket.socket | None, EarlyAgent | None]:
+    """Start the agent that somebody who is connected already is about to ask for (`early`).
+
+    Returns the connection, still unread, if there is one; and the agent, if `preload` is what is wanted
+    and can be started like this. Imports before it looks: that takes so long that somebody is there.
+    """
+    if preload not in _EARLY:
+        return None, None
+    try:
+        begin = importlib.import_module(_EARLY[preload]).begin_early
+    except ImportError:
+        return None, None
+    connection, wanted = look_who_waits(listener)
+    if wanted is None or wanted.driver != preload:
+        return connection, None
+    return connection, begin(wanted.options, places)
