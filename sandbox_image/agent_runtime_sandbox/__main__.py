@@ -15,7 +15,6 @@ import json
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +42,7 @@ def main() -> int:
     try:
         with listener:
             caller, early = drivers.begin_early(options.preload, listener, places)
-            _serve(options, _Begun(listener, journal, replace(places, early=early), door, caller))
+            _serve(options, _Begun(listener, journal, places._replace(early=early), door, caller))
     finally:
         process.end_leftovers()
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import anyio
@@ -20,12 +20,7 @@ from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output
 from agent_runtime_sandbox.drivers.absent import absent
 from agent_runtime_sandbox.drivers.adopted import AdoptedProcess
 from agent_runtime_sandbox.drivers.background import BackgroundTasks
-from agent_runtime_sandbox.drivers.claude_options import (
-    check,
-    leave_foreign_settings,
-    opening,
-    sdk_options,
-)
+from agent_runtime_sandbox.drivers.claude_options import check, leave_foreign_settings, sdk_fields
 from agent_runtime_sandbox.drivers.early import Asked, EarlyAgent
 from agent_runtime_sandbox.drivers.fresh import fresh_folders
 from agent_runtime_sandbox.drivers.shown_order import NOTE, ShownOrder
@@ -61,11 +56,14 @@ class ClaudeDriver:
         early, mirror = self._waiting(), _Mirror(self._output, transcript)
         folders = early.folders if early else await asyncio.to_thread(fresh_folders, self._places.home)
         resume = mirror.resumable(options.get("resume"))
-        told = sdk_options(options, self._places, folders, resume=resume, store=mirror, stderr=self._complain)
-        client = sdk.ClaudeSDKClient(told)
+        fields = sdk_fields(
+            options, self._places, folders, resume=resume, store=mirror, stderr=self._complain
+        )
+        agents = _subagents(options.get("subagents") or {})
+        client = sdk.ClaudeSDKClient(sdk.ClaudeAgentOptions(**fields, agents=agents))
         try:
             # For tracing, of which there is none here; 20 ms.
-            with absent("opentelemetry"), opening(self._open) if early else contextlib.nullcontext():
+            with absent("opentelemetry"), _opening(self._open) if early else contextlib.nullcontext():
                 await client.connect()
         except Exception as error:
             message = self._said[-1] if self._said else str(error)
@@ -291,6 +289,32 @@ _SAID: Final = frozenset({"user", "assistant"})
 
 def _is_of(session_id: str | None, entry: Mapping[str, Any]) -> bool:
     return bool(session_id == entry.get("sessionId", session_id))
+
+
+def _subagents(given: Mapping[str, Any]) -> dict[str, sdk.AgentDefinition] | None:
+    try:
+        return {
+            name: sdk.AgentDefinition(
+                description=spec["description"],
+                prompt=spec["prompt"],
+                tools=spec.get("tools"),
+                model=spec.get("model"),
+            )
+            for name, spec in given.items()
+        } or None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DriverError("invalid_options", "a subagent needs `description` and `prompt`") from error
+
+
+@contextlib.contextmanager
+def _opening(instead: Callable[..., Awaitable[Any]]) -> Iterator[None]:
+    """Have the SDK call this where it would open a process (`anyio.open_process`)."""
+    before = anyio.open_process
+    setattr(anyio, "open_process", instead)  # noqa: B010 - a type checker knows it as a function
+    try:
+        yield
+    finally:
+        setattr(anyio, "open_process", before)  # noqa: B010
 
 
 async def _single(prompt: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
