@@ -3,51 +3,89 @@
 A provider that can passes descriptors (`--listen-fd`, `--journal-fd`), so that nothing inside the
 sandbox has a name for them; another, which starts it as root, names the user that the agent is to
 be (`--user`) and gives paths in a folder that this user cannot enter (`identity`).
+
+The order of its imports is deliberate: whoever waits for an agent has it started before the runner's
+own modules are imported (`drivers.early`).
 """
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    # To look through what imports make, which stays, again and again takes a tenth of their time.
+    gc.disable()
+
 import argparse
-import asyncio
 import json
-import logging
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from agent_runtime_sandbox import frames, identity, process, trunk
+from agent_runtime_sandbox import drivers, frames, identity, process
+from agent_runtime_sandbox.door import Door
 from agent_runtime_sandbox.drivers import Places
-from agent_runtime_sandbox.manifest import Rules
-from agent_runtime_sandbox.relay import Relay
-from agent_runtime_sandbox.runner import Runner, Settings
+
+
+class _Begun(NamedTuple):
+    """What is there before the runner is: `caller` is connected already, `door` leads to the gateway."""
+
+    listener: socket.socket
+    journal: int
+    places: Places
+    door: Door | None
+    caller: socket.socket | None
 
 
 def main() -> int:
     """Run until told to end. Returns the exit code."""
     process.harden()
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="runner: %(message)s")
     options = _parser().parse_args()
     listener, journal = _listener(options), _journal(options)
-    settings = Settings(
-        places=_places(options),
-        orphan_timeout_s=options.orphan_timeout,
-        rules=Rules(options.ignore, options.max_file_bytes, options.max_files),
-        preload=options.preload,
-        lifetime_s=options.lifetime,
-        disk_bytes=options.disk_bytes,
-        relay=_relay(options),
-    )
+    places, door = _places(options), _door(options)
     try:
         with listener:
-            asyncio.run(_run(listener, journal, settings))
+            caller, early = drivers.begin_early(options.preload, listener, places)
+            _serve(options, _Begun(listener, journal, places._replace(early=early), door, caller))
     finally:
         process.end_leftovers()
     return 0
 
 
-async def _run(listener: socket.socket, journal_fd: int, settings: Settings) -> None:
-    await Runner(listener, journal_fd, settings).run()
+def _serve(options: argparse.Namespace, begun: _Begun) -> None:
+    # Here, and not above: an agent that was started early sets itself up meanwhile.
+    import asyncio  # noqa: PLC0415
+    import logging  # noqa: PLC0415
+
+    from agent_runtime_sandbox.manifest import Rules  # noqa: PLC0415
+    from agent_runtime_sandbox.relay import Relay  # noqa: PLC0415
+    from agent_runtime_sandbox.runner import Runner, Settings  # noqa: PLC0415
+
+    if begun.places.early is not None:
+        # Somebody waits for it, and for nothing else: beside a loop that serves it takes half as long again.
+        with suppress(drivers.DriverError, ImportError):  # the start that needs it tells
+            drivers.load(options.preload)
+    gc.freeze()
+    gc.enable()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="runner: %(message)s")
+    door, gateway = begun.door, begun.places.gateway
+
+    async def run() -> None:
+        settings = Settings(
+            places=begun.places,
+            orphan_timeout_s=options.orphan_timeout,
+            rules=Rules(options.ignore, options.max_file_bytes, options.max_files),
+            preload=options.preload,
+            lifetime_s=options.lifetime,
+            disk_bytes=options.disk_bytes,
+            relay=Relay(door, gateway) if door is not None and gateway is not None else None,
+        )
+        await Runner(begun.listener, begun.journal, settings, caller=begun.caller).run()
+
+    asyncio.run(run())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,14 +138,13 @@ def _places(options: argparse.Namespace) -> Places:
     )
 
 
-def _relay(options: argparse.Namespace) -> Relay | None:
-    """The relay, which whatever is started here is told of by its environment. Raises `OSError`."""
-    gateway = os.environ.get(frames.GATEWAY_ENV)
-    if options.relay is None or not gateway:
+def _door(options: argparse.Namespace) -> Door | None:
+    """The relay's address, which whatever is started here is told of by its environment. Raises `OSError`."""
+    if options.relay is None or not os.environ.get(frames.GATEWAY_ENV):
         return None
-    relay = Relay(options.relay, Path(gateway))
-    os.environ.update(relay.environment(proxy=options.proxy))
-    return relay
+    door = Door(options.relay)
+    os.environ.update(door.environment(proxy=options.proxy))
+    return door
 
 
 def _variables(descriptor: int | None) -> dict[str, str]:
@@ -125,7 +162,7 @@ def _listener(options: argparse.Namespace) -> socket.socket:
     else:
         if options.user is not None:
             identity.own_folder(options.listen.parent, identity.RUNNER_UID, identity.RUNNER_UID, 0o700)
-            (options.listen.parent / trunk.PID).write_text(str(os.getpid()), encoding="ascii")
+            (options.listen.parent / identity.RUNNER_PID).write_text(str(os.getpid()), encoding="ascii")
         options.listen.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)

@@ -99,6 +99,8 @@ class AgentPlace:
             raise
         finally:
             self._starting = False
+            if self._places.early is not None:
+                self._places.early.drop()
         self._begin(driver)
         self._outbox.emit("started", driver=name, info=info)
         self._tasks.create_task(self._follow(driver), name="agent")
@@ -149,7 +151,8 @@ class AgentPlace:
         """Processes that the driver waits for; None while they are not known."""
         if self._starting:
             return None
-        return self._driver.pids() if self._driver is not None else ()
+        early = self._places.early.pids if self._places.early is not None else ()
+        return (*early, *(self._driver.pids() if self._driver is not None else ()))
 
     def end_if_stopped(self) -> None:
         """Kill an agent that was stopped: nobody but a tool of its own does that, and nothing would end."""

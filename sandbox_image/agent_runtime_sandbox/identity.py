@@ -19,6 +19,8 @@ from typing import Final, NamedTuple
 
 RUNNER_UID: Final = 64_444
 """The real user of the runner, and the user of a trunk. No other process has it, and no account."""
+RUNNER_PID: Final = "runner.pid"
+"""The file beside the runner's socket that tells a `trunk` its process."""
 ENVIRONMENT: Final = "AGENT_RUNTIME_ENVIRONMENT"
 """Variable with a JSON object: variables for the agent and its tools, which nobody else inherits."""
 _KEPT: Final = (

@@ -15,46 +15,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from agent_runtime_sandbox import frames
+from agent_runtime_sandbox.door import MAX_CONNECTIONS, Door
 
-MAX_CONNECTIONS: Final = 96
-"""At a time. More wait until one ends; the gateway has bounds of its own."""
 _PIECE: Final = 64 * 1024
 _FLUSH_S: Final = 10.0
 _PAUSE_S: Final = 0.2
-_LOOPBACK: Final = "127.0.0.1"
-_NOT_BY_PROXY: Final = "localhost,127.0.0.1,::1"
 
 _log = logging.getLogger(__name__)
 
 
 class Relay:
-    """Listens from the moment it is made; serves while `run` does.
+    """Serves a door while `run` does.
 
     Args:
-        port: of the loopback; 0 takes one that is free.
+        door: where it listens already.
         gateway: the unix socket that all connections lead to; it may come and go.
-
-    Raises:
-        OSError: where the port is taken.
     """
 
-    def __init__(self, port: int, gateway: Path) -> None:
+    def __init__(self, door: Door, gateway: Path) -> None:
         self._gateway = gateway
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._listener = socket.create_server((_LOOPBACK, port), backlog=MAX_CONNECTIONS)
-        self._listener.setblocking(False)
-        self.url = f"http://{_LOOPBACK}:{self._listener.getsockname()[1]}"
-
-    def environment(self, *, proxy: bool) -> dict[str, str]:
-        """Variables that tell of it. `proxy`: also those by which tools leave through it on their own."""
-        told = {frames.RELAY_ENV: self.url}
-        if proxy:
-            for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
-                told[name] = told[name.lower()] = self.url
-            told["NO_PROXY"] = told["no_proxy"] = _NOT_BY_PROXY
-            told["NODE_USE_ENV_PROXY"] = "1"
-        return told
+        self._listener = door.listener
 
     async def run(self) -> None:
         """Serve until cancelled. Never raises: without it the agent still has its model."""

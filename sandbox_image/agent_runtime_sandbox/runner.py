@@ -64,10 +64,21 @@ class _Stop(Exception):
 
 
 class Runner:
-    """One runner over a listening socket and a journal's descriptor."""
+    """One runner over a listening socket and a journal's descriptor.
 
-    def __init__(self, listener: socket.socket, journal_fd: int, settings: Settings) -> None:
+    `caller` is a connection that was accepted already.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        journal_fd: int,
+        settings: Settings,
+        *,
+        caller: socket.socket | None = None,
+    ) -> None:
         self._listener = listener
+        self._caller = caller
         self._settings = settings
         self._outbox = Outbox(Journal(journal_fd))
         self._outbox.changed = self._wake
@@ -128,7 +139,9 @@ class Runner:
         loop = asyncio.get_running_loop()
         while True:
             await self._strangers.acquire()
-            connection, _ = await loop.sock_accept(self._listener)
+            connection, self._caller = self._caller, None
+            if connection is None:
+                connection, _ = await loop.sock_accept(self._listener)
             tasks.create_task(self._serve(connection, agent, commands), name="connection")
 
     async def _serve(self, connection: socket.socket, agent: AgentPlace, commands: Commands) -> None:

@@ -36,7 +36,7 @@ from agent_runtime_sandbox.multiplex import (
 )
 
 SOCKET: Final = "runner.sock"
-PID: Final = "runner.pid"
+PID: Final = identity.RUNNER_PID
 """Names in the folder of `--control`, which only root and trunks can enter."""
 BEAT_S: Final = 10.0
 SILENCE_S: Final = 60.0

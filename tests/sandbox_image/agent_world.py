@@ -59,21 +59,21 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def agent_world(
-    scripts: Mapping[str, Script] | None = None,
+    scripts: Mapping[str, Script] | None = None, *, first: tuple[Frame, ...] = ()
 ) -> AsyncIterator[tuple[RunnerProcess, ScriptedModel]]:
-    """A runner whose gateway is a socket that leads to a scripted model."""
-    async with agent_world_with_gateway(scripts) as (runner, model, _):
+    """A runner whose gateway is a socket that leads to a scripted model; `first` as `running` says."""
+    async with agent_world_with_gateway(scripts, first=first) as (runner, model, _):
         yield runner, model
 
 
 @asynccontextmanager
 async def agent_world_with_gateway(
-    scripts: Mapping[str, Script] | None = None,
+    scripts: Mapping[str, Script] | None = None, *, first: tuple[Frame, ...] = ()
 ) -> AsyncIterator[tuple[RunnerProcess, ScriptedModel, Gateway]]:
     """The same, with the gateway in the hand of the test."""
     async with (
         ScriptedModel(scripts, pace=0.2) as model,
-        running(preload="claude", gateway=Path("gateway.sock")) as runner,
+        running(preload="claude", gateway=Path("gateway.sock"), first=first) as runner,
     ):
         gateway = Gateway(runner.directory / "gateway.sock", model)
         await gateway.open()

@@ -156,8 +156,7 @@ class RunnerProcess:
 
     async def raw(self) -> RunnerClient:
         """A connection on which nothing has been said."""
-        reader, writer = await asyncio.open_unix_connection(self.directory / "runner.sock", limit=2**20)
-        client = RunnerClient(reader, writer)
+        client = await _connected(self.directory)
         self.clients.append(client)
         return client
 
@@ -185,8 +184,11 @@ async def running(
     max_file_bytes: int = 32 * 2**20,
     max_files: int = 100_000,
     options: tuple[str, ...] = (),
+    first: tuple[Frame, ...] = (),
 ) -> AsyncIterator[RunnerProcess]:
     """A runner with an empty workspace; ended with everything of it. `options`: more of its command line.
+
+    `first` is said by a client that is connected before there is a runner: the first of its clients.
 
     `gateway` is the socket to the model, relative to the runner's directory.
     """
@@ -195,6 +197,9 @@ async def running(
         with socket.socket(socket.AF_UNIX) as listener, (directory / "journal").open("w+b") as journal:
             listener.bind(str(directory / "runner.sock"))
             listener.listen()
+            clients = [await _connected(directory)] if first else []
+            for client, frame in itertools.product(clients, first):
+                client.say_raw(frames.encode(frame))
             command = [sys.executable, "-P", "-m", "agent_runtime_sandbox"]
             command += ["--listen-fd", str(listener.fileno()), "--journal-fd", str(journal.fileno())]
             command += ["--orphan-timeout", str(orphan_timeout), "--preload", preload]
@@ -206,7 +211,7 @@ async def running(
                 pass_fds=(listener.fileno(), journal.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        runner = RunnerProcess(process, directory)
+        runner = RunnerProcess(process, directory, clients)
         try:
             yield runner
         finally:
@@ -215,6 +220,10 @@ async def running(
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
             await process.wait()
+
+
+async def _connected(directory: Path) -> RunnerClient:
+    return RunnerClient(*await asyncio.open_unix_connection(directory / "runner.sock", limit=2**20))
 
 
 def _prepared(name: str) -> Path:

@@ -1,12 +1,13 @@
 """A library that is imported by another one and never used can be left out."""
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
-from agent_runtime_sandbox.drivers.absent import absent
+from agent_runtime_sandbox.drivers.absent import absent, body_later
 
 
 def test_an_absent_library_costs_no_import_and_is_there_again_afterwards(
@@ -36,3 +37,24 @@ def test_a_library_that_is_there_already_stays() -> None:
 
     assert library.loads("1") == 1
     assert sys.modules["json"] is library
+
+
+def test_a_part_of_a_package_can_be_had_before_its_body_and_is_the_same_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_package").mkdir()
+    (tmp_path / "slow_package" / "__init__.py").write_text("from .part import Part\nBODY = True")
+    (tmp_path / "slow_package" / "part.py").write_text("class Part: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with body_later("slow_package"):
+        early = importlib.import_module("slow_package.part").Part
+        assert not hasattr(sys.modules["slow_package"], "BODY")
+
+    package = importlib.import_module("slow_package")
+    assert package.BODY
+    assert package.Part is early
+    with body_later("slow_package"):
+        assert sys.modules["slow_package"] is package
+    with body_later("no_such_package"):
+        assert importlib.util.find_spec("no_such_package") is None

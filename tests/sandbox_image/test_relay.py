@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_runtime_sandbox.relay import MAX_CONNECTIONS, Relay
+from agent_runtime_sandbox.door import MAX_CONNECTIONS, Door
+from agent_runtime_sandbox.relay import Relay
 from tests.sandbox_image.runner_client import running
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -35,18 +36,18 @@ async def gateway(path: Path) -> AsyncIterator[list[asyncio.StreamWriter]]:
 
 
 @contextlib.asynccontextmanager
-async def relaying(path: Path) -> AsyncIterator[Relay]:
-    relay = Relay(0, path)
-    serving = asyncio.get_running_loop().create_task(relay.run())
+async def relaying(path: Path) -> AsyncIterator[Door]:
+    door = Door(0)
+    serving = asyncio.get_running_loop().create_task(Relay(door, path).run())
     await asyncio.sleep(0)
     try:
-        yield relay
+        yield door
     finally:
         serving.cancel()
         await asyncio.wait([serving])
 
 
-async def connect(relay: Relay) -> Connection:
+async def connect(relay: Door) -> Connection:
     host, port = relay.url.removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))
 

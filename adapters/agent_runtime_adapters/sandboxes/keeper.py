@@ -26,6 +26,7 @@ from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import SandboxRef, SandboxSnapshot
 from agent_runtime_adapters.sandboxes import cgroups, channel
 from agent_runtime_adapters.sandboxes.bounds import Bounds, clear, granted
+from agent_runtime_adapters.sandboxes.launchers import Launchers
 from agent_runtime_adapters.sandboxes.launching import JOURNAL_PLACE, LISTEN_PLACE, Plan, launch
 from agent_runtime_adapters.sandboxes.processes import ProcessMark, boot_id
 from agent_runtime_adapters.sandboxes.registry import Record, Registry, new_sandbox_id
@@ -83,9 +84,14 @@ class Manner(Protocol):
 
 
 class Keeper:
-    """Creates, finds and ends the sandboxes of one provider under one root."""
+    """Creates, finds and ends the sandboxes of one provider under one root.
 
-    def __init__(self, root: Path, manner: Manner) -> None:
+    Args:
+        launchers: who starts them; one's own, which has none wait, unless told otherwise.
+    """
+
+    def __init__(self, root: Path, manner: Manner, launchers: Launchers | None = None) -> None:
+        self._launchers = launchers or Launchers()
         self._registry = Registry(root)
         self._manner = manner
         self._mishaps: dict[str, SandboxFault] = {}
@@ -210,7 +216,7 @@ class Keeper:
             )
             places = {LISTEN_PLACE: listener.fileno(), JOURNAL_PLACE: journal.fileno()}
             plan = self._manner.plan(Job(record, folder, spec, resources, places), stack)
-            await launch(replace(plan, cgroups=record.cgroups), folder / "runner.log", note)
+            await launch(replace(plan, cgroups=record.cgroups), folder / "runner.log", note, self._launchers)
 
 
 class MachineSandbox:

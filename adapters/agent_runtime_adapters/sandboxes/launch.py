@@ -1,22 +1,33 @@
 """The step between the runtime and a sandbox: a program of its own.
 
-    python -I -S launch.py PLAN_FD CONTROL_GROUP...
+    python -I -S launch.py SOCKET
 
-Reads a plan (JSON, see `launching.Plan`), and then, in this order: joins the sandbox's control groups;
-mounts its disk and gathers the sources of its mounts where a plain uid can reach them; becomes that uid;
-takes the limits; hands the process over to init, so that the sandbox belongs to nobody who may be
+It may be started before there is anything to do: it waits at the socket for descriptors. The first reads as
+a plan (JSON, see `launching.Plan`), the next three are where to complain, where to report, and where the
+word to go on comes from; all others are the program's. Then, in this order, it joins the sandbox's control
+groups; mounts its disk and gathers the sources of its mounts where a plain uid can reach them; becomes that
+uid; takes the limits; hands the process over to init, so that the sandbox belongs to nobody who may be
 restarted; waits until the runtime has noted its pid; puts the descriptors in their places; and becomes
 the wanted program. Whoever closes the other end before saying "go" ends it. Standard library only, few
 imports: it is on the way to every first message.
 """
 
-# ruff: noqa: E402 - what takes long begins before the other imports
+import _socket
 import _thread
+import ctypes
+import errno
+import fcntl
+import json
 import os
+import resource
+import struct
 import sys
+import time
+from typing import Any, NoReturn
 
 NOT_JOINED: list[str] = []
 JOINING = _thread.allocate_lock()
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def join(groups: list[str]) -> None:
@@ -45,18 +56,6 @@ def write(path: str, value: bytes) -> bool:
     return True
 
 
-if __name__ == "__main__" and sys.argv[2:]:
-    join(sys.argv[2:])  # the imports that follow take some milliseconds too
-
-import ctypes
-import errno
-import fcntl
-import json
-import resource
-import struct
-import time
-from typing import Any, NoReturn
-
 NO_MOUNT_NAMESPACE = 10
 NO_STAGE = 11
 NO_IDENTITY = 12
@@ -69,6 +68,7 @@ MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LO_FLAGS_AUTOCLEAR = 0x4C0A, 0x4C82, 4
 LOOP_TRIES = 64
 ABOVE_ALL_PLACES = 100
+MOST_DESCRIPTORS = 64
 DISK = "disk"
 """Where the sandbox's own file system is, below the stage."""
 RATHER_THAN_OTHERS = b"500"
@@ -77,8 +77,12 @@ RATHER_THAN_OTHERS = b"500"
 
 def main() -> NoReturn:
     """Do what the plan says; see the module."""
-    with open(int(sys.argv[1]), "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+    told, complaints, report, go, *others = received(int(sys.argv[1]))
+    os.dup2(complaints, 2)
+    os.close(complaints)
+    with open(told, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
         plan = json.load(file)
+    join(plan["cgroups"])
     write("/proc/self/oom_score_adj", RATHER_THAN_OTHERS)
     if plan["stage"]:
         stage(plan["stage"]["folder"], plan["stage"]["sources"], plan["stage"]["disk"])
@@ -87,10 +91,22 @@ def main() -> NoReturn:
         become(plan["uid"])
     for name, bound in plan["limits"].items():
         limit(getattr(resource, f"RLIMIT_{name}"), bound)
-    hand_over(plan["report_fd"], plan["go_fd"])
+    hand_over(report, go)
     os.chdir(plan["cwd"])
-    place(plan["places"])
+    place(dict(zip(plan["places"], others, strict=True)))
     run(plan["argv"], plan["env"])
+
+
+def received(door: int) -> list[int]:
+    """Wait for the descriptors; ends the process where none come, because the runtime has."""
+    way = _socket.socket(fileno=door)
+    size = _socket.CMSG_SPACE(MOST_DESCRIPTORS * struct.calcsize("i"))
+    _, carried, _, _ = way.recvmsg(1, size, _socket.MSG_CMSG_CLOEXEC)
+    way.close()
+    numbers = b"".join(data for _, _, data in carried)
+    if not numbers:
+        os._exit(0)
+    return list(struct.unpack(f"{len(numbers) // struct.calcsize('i')}i", numbers))
 
 
 def joined() -> None:
@@ -105,7 +121,7 @@ def stage(folder: str, sources: list[str], disk: dict[str, Any] | None) -> None:
 
     A source that is no absolute path is a folder of the sandbox's own disk.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = LIBC
     if libc.unshare(CLONE_NEWNS) != 0:
         give_up(NO_MOUNT_NAMESPACE)
     try:
@@ -205,10 +221,10 @@ def hand_over(report: int, go: int) -> None:
     os.setsid()
 
 
-def place(places: dict[str, int]) -> None:
+def place(places: dict[int, int]) -> None:
     """Move descriptors to the numbers that the program expects, and leave no other copy of them."""
     lifted = {
-        int(number): fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, ABOVE_ALL_PLACES)
+        number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, ABOVE_ALL_PLACES)
         for number, descriptor in places.items()
     }
     for descriptor in places.values():

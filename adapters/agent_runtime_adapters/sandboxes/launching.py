@@ -12,8 +12,7 @@ import asyncio
 import fcntl
 import json
 import os
-import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from agent_runtime.ports import SandboxSpec
 from agent_runtime_adapters.sandboxes import launch as launch_program
 from agent_runtime_adapters.sandboxes.bounds import LIMITS
 from agent_runtime_adapters.sandboxes.descriptors import hold, read_line, read_to_end
+from agent_runtime_adapters.sandboxes.launchers import Launchers
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
 from agent_runtime_sandbox import frames
 
@@ -155,8 +155,8 @@ Note = Callable[[ProcessMark, ProcessMark | None], None]
 """Told the started process before it runs, and again together with the sandbox's first process."""
 
 
-async def launch(plan: Plan, log: Path, note: Note) -> None:
-    """Start the plan's program; return when it has said that it is up. Raises `StartFailed`.
+async def launch(plan: Plan, log: Path, note: Note, launchers: Launchers) -> None:
+    """Start the plan's program; return when it has said that it is up. Raises `StartFailed`, `OSError`.
 
     Whatever this raises, the caller ends the processes that were noted.
     """
@@ -165,7 +165,7 @@ async def launch(plan: Plan, log: Path, note: Note) -> None:
         pipes = _Pipes(*(_pipe(stack) for _ in range(4)))
         try:
             async with asyncio.timeout(START_WITHIN_S):
-                starter = await _spawn(plan, pipes, log, complaints)
+                starter = await _spawn(plan, pipes, log, complaints, launchers)
                 for pipe in (pipes.report, pipes.ready, pipes.info):
                     pipe.inlet.close()
                 await _follow(starter, pipes, note, tells_inner=plan.tells_inner)
@@ -222,38 +222,28 @@ def _complaints(stack: ExitStack) -> int:
     return stack.enter_context(FileIO(memory, "r+")).fileno()
 
 
-async def _spawn(plan: Plan, pipes: _Pipes, log: Path, complaints: int) -> Process:
+async def _spawn(plan: Plan, pipes: _Pipes, log: Path, complaints: int, launchers: Launchers) -> Process:
     places = {**plan.places, READY_PLACE: pipes.ready.inlet.fileno()}
-    report, go = pipes.report.inlet.fileno(), pipes.go.outlet.fileno()
     with ExitStack() as stack:
         if plan.tells_inner:
             places[INFO_PLACE] = _both_ways(pipes.info, stack)
         places[LOG_PLACE] = stack.enter_context(log.open("ab", buffering=0)).fileno()
-        told = hold(_as_json(plan, places, report=report, go=go), stack)
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", launch_program.__file__, str(told), *plan.cgroups),
-            env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
-            stdin=DEVNULL,
-            stdout=DEVNULL,
-            stderr=complaints,
-            pass_fds=(told, report, go, *places.values()),
-            start_new_session=True,
-        )
+        own = (complaints, pipes.report.inlet.fileno(), pipes.go.outlet.fileno())
+        told = hold(_as_json(plan, tuple(places)), stack)
+        return await launchers.hand_over((told, *own, *places.values()))
 
 
-def _as_json(plan: Plan, places: Mapping[int, int], *, report: int, go: int) -> bytes:
-    """The plan as `launch.py` reads it."""
+def _as_json(plan: Plan, places: tuple[int, ...]) -> bytes:
+    """The plan as `launch.py` reads it. `places` are those of the descriptors that come behind its own."""
     told = {
         "argv": plan.argv,
         "env": dict(plan.env),
         "cwd": plan.cwd,
         "uid": plan.uid,
         "limits": dict(plan.limits),
-        "places": dict(places),
+        "places": places,
         "stage": _stage(plan) if plan.stage_sources else None,
-        "report_fd": report,
-        "go_fd": go,
+        "cgroups": plan.cgroups,
     }
     return json.dumps(told).encode()
 

@@ -147,7 +147,7 @@ def sandboxes(settings: Settings, root: Path) -> SandboxProvider:
     """
     match settings.sandbox:
         case SandboxKind.LOCAL:
-            return LocalSandboxes(root)
+            return LocalSandboxes(root, ahead=True)
         case SandboxKind.UNSAFE_SUBPROCESS:
             return UnsafeSubprocess(root)
         case SandboxKind.MODAL:

@@ -1,16 +1,20 @@
 """One module per agent kind: start the agent, hand on its native lines untouched.
 
 Here is what the runner asks of a driver. A driver lives for one agent process; it knows nothing of
-frames, offsets or connections, and speaks through its `Output`.
+frames, offsets or connections, and speaks through its `Output`. What is here is imported before an agent
+can be started, hence no dataclasses: they take 10 ms more, most of it `inspect`.
 """
 
 from __future__ import annotations
 
 import importlib
+import socket
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol, cast
+
+from agent_runtime_sandbox.drivers.early import EarlyAgent, look_who_waits
 
 Entries = Mapping[str, Sequence[dict[str, Any]]]
 """Transcript entries by key: `main`, or `subagents/agent-x`."""
@@ -21,6 +25,10 @@ _DRIVERS: Final = {
 }
 
 
+_EARLY: Final = {"claude": "agent_runtime_sandbox.drivers.claude_early"}
+"""Where the drivers are that can start their agent early: `begin_early` there, which imports no asyncio."""
+
+
 class DriverError(Exception):
     """The agent refused or could not. `code` is stable; the message is for people."""
 
@@ -29,30 +37,34 @@ class DriverError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class AgentEnd:
+class AgentEnd(NamedTuple):
     """How an agent's process ended: its exit code where known, and what it said last."""
 
     code: int | None
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """Where an agent works: absolute paths. `gateway` is the unix socket to its model.
 
     `binaries`: by the driver's name, what to start instead of the agent's own binary: a copy of it that
     can be run and not read, so that the kernel shuts its process to the tools it starts.
     `env`: variables for the agent and its tools, secrets among them; the runner itself has them not.
     `user`: every process that a driver starts must be started as this one (`identity`); None: as we are.
+    `early`: an agent that was started before there was a driver for it.
     """
 
     workspace: Path
     home: Path
     gateway: Path | None
-    binaries: Mapping[str, Path] = field(default_factory=dict)
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    binaries: Mapping[str, Path] = MappingProxyType({})
+    env: Mapping[str, str] = MappingProxyType({})
     user: str | None = None
+    early: EarlyAgent | None = None
+
+    def __repr__(self) -> str:
+        """Without the variables: secrets are among them."""
+        return f"Places(workspace={self.workspace!r}, user={self.user!r})"
 
 
 class Output(Protocol):
@@ -116,3 +128,17 @@ def load(name: str) -> DriverClass:
         raise DriverError("unknown_driver", f"there is no driver {name!r}")
     module, attribute = _DRIVERS[name]
     return cast("DriverClass", getattr(importlib.import_module(module), attribute))
+
+
+def begin_early(
+    preload: str, listener: socket.socket, places: Places
+) -> tuple[socket.socket | None, EarlyAgent | None]:
+    """Start the agent that somebody who is connected already is about to ask for (`early`).
+
+    Returns the connection, still unread, if there is one; and the agent, if it can be started like this.
+    """
+    connection, wanted = look_who_waits(listener) if preload in _EARLY else (None, None)
+    if wanted is None or wanted.driver != preload:
+        return connection, None
+    begin = importlib.import_module(_EARLY[preload]).begin_early
+    return connection, begin(wanted.options, places)

@@ -1,7 +1,8 @@
-"""Import a package without one of the libraries that it imports itself and that we never use.
+"""Import a package without what it imports itself and we never use.
 
 While `absent(name)` lasts, `name` and its submodules are empty: whatever is taken from them is an
-empty class, which may be subclassed and named in annotations and is of no other use.
+empty class, which may be subclassed and named in annotations and is of no other use. While
+`body_later(name)` lasts, submodules of a package can be imported before its own `__init__` has run.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
 
 
 class Placeholder:
@@ -22,7 +25,9 @@ class Placeholder:
         """Takes whatever options the real class would take."""
 
 
-class _Absence(MetaPathFinder, Loader):
+class _Absence:
+    """A finder and a loader, without their abstract classes: to import those takes 4 ms of each start."""
+
     def __init__(self, name: str) -> None:
         self._name = name
         self.made: list[str] = []
@@ -30,10 +35,10 @@ class _Absence(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != self._name:
+        if fullname != self._name and not fullname.startswith(f"{self._name}."):
             return None
         self.made.append(fullname)
-        return ModuleSpec(fullname, self, is_package=True)
+        return ModuleSpec(fullname, cast("Loader", self), is_package=True)
 
     def create_module(self, _spec: ModuleSpec) -> None:
         return None
@@ -52,10 +57,29 @@ def _placeholder(name: str) -> type[Placeholder]:
 def absent(name: str) -> Iterator[None]:
     """Make a library absent unless it is imported already; afterwards it can be imported as ever."""
     absence = _Absence(name)
-    sys.meta_path.insert(0, absence)
+    sys.meta_path.insert(0, cast("MetaPathFinder", absence))
     try:
         yield
     finally:
-        sys.meta_path.remove(absence)
+        sys.meta_path.remove(cast("MetaPathFinder", absence))
         for module in absence.made:
             sys.modules.pop(module, None)
+
+
+@contextmanager
+def body_later(name: str) -> Iterator[None]:
+    """Let submodules be imported without the package's `__init__`, which runs when it is imported itself.
+
+    They are the same modules then. Of no effect where the package is imported already, or is not there.
+    """
+    spec = None if name in sys.modules else PathFinder.find_spec(name)
+    if spec is None:
+        yield
+        return
+    package = ModuleType(name)
+    package.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules[name] = package
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -10,46 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
+
+import anyio
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
 from agent_runtime_sandbox.drivers.absent import absent
+from agent_runtime_sandbox.drivers.adopted import AdoptedProcess
 from agent_runtime_sandbox.drivers.background import BackgroundTasks
-from agent_runtime_sandbox.drivers.fresh import FreshFolders, fresh_folders
+from agent_runtime_sandbox.drivers.claude_options import check, leave_foreign_settings, sdk_fields
+from agent_runtime_sandbox.drivers.early import Asked, EarlyAgent
+from agent_runtime_sandbox.drivers.fresh import fresh_folders
 from agent_runtime_sandbox.drivers.shown_order import NOTE, ShownOrder
 
 with absent("mcp"), absent("jsonschema"):
     # For tools served from this process, of which there are none: half a second and 45 MiB a session
     # for the one, a third of what is left of the import for the other.
     import claude_agent_sdk as sdk
-    from claude_agent_sdk.types import SystemPromptPreset
 
-MAX_NATIVE_LINE_BYTES: Final = 64 * 1024 * 1024
 INTERRUPT_S: Final = 10.0
 CONFIGURE_S: Final = 60.0
 SETTLE_S: Final = 1.0
 """How long a task in the background may take to end before it is told again."""
 EOF_S: Final = 3.0
 """How long the agent may take to end once its input is closed, before it is terminated."""
-
-MODEL_RETRIES: Final = 10
-"""How often the agent asks again when its model does not answer, or the runtime is away with the gateway.
-
-Growing pauses of 0.5 to some 38 s: in all, two to three minutes until the turn fails.
-"""
-
-_FOREIGN_SETTINGS: Final = ("ANTHROPIC_", "CLAUDE_", "CLAUDECODE", "OTEL_", "NODE_OPTIONS")
-"""Names that would steer the agent past the gateway or load foreign code; never inherited."""
-
-_SETTINGS: Final = json.dumps({"crossSessionInbound": "refuse"})
-"""The binary listens on a socket, which it names to its tools, for prompts of other sessions: none are
-taken, or whatever a tool left running could begin turns that nobody asked for."""
 
 
 class ClaudeDriver:
@@ -65,15 +51,20 @@ class ClaudeDriver:
     async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
         """Start the binary. `options` as `_sdk_options` reads them. Raises `DriverError`."""
         began = time.monotonic()
-        for name in [name for name in os.environ if name.startswith(_FOREIGN_SETTINGS)]:
-            del os.environ[name]
-        # It asks the binary for its version, in a process without the agent's user and environment.
-        os.environ["CLAUDE_AGENT_SDK_SKIP_VERSION_CHECK"] = "1"
-        _check(options)
-        folders = await asyncio.to_thread(fresh_folders, self._places.home)
-        client = sdk.ClaudeSDKClient(self._sdk_options(options, transcript, folders))
+        leave_foreign_settings()
+        check(options)
+        early, mirror = self._waiting(), _Mirror(self._output, transcript)
+        folders = early.folders if early else await asyncio.to_thread(fresh_folders, self._places.home)
+        resume = mirror.resumable(options.get("resume"))
+        fields = sdk_fields(
+            options, self._places, folders, resume=resume, store=mirror, stderr=self._complain
+        )
+        agents = _subagents(options.get("subagents") or {})
+        client = sdk.ClaudeSDKClient(sdk.ClaudeAgentOptions(**fields, agents=agents))
         try:
-            await client.connect()
+            # For tracing, of which there is none here; 20 ms.
+            with absent("opentelemetry"), _opening(self._open) if early else contextlib.nullcontext():
+                await client.connect()
         except Exception as error:
             message = self._said[-1] if self._said else str(error)
             raise DriverError("agent_failed", message[:2000]) from error
@@ -82,6 +73,7 @@ class ClaudeDriver:
             "sdkVersion": sdk.__version__,
             "pid": self._process.pid,
             "startMs": round((time.monotonic() - began) * 1000),
+            "early": early is not None and not early.pids,
         }
 
     async def run(self) -> AgentEnd:
@@ -182,52 +174,22 @@ class ClaudeDriver:
         except Exception as error:
             raise DriverError("agent_failed", str(error)[:2000]) from error
 
-    def _binary(self) -> Path | None:
-        """What to start; None: what the SDK comes with. Raises `DriverError`."""
-        chosen = self._places.binaries.get("claude")
-        if chosen is not None and os.access(chosen, os.R_OK):
-            # Then its process would be open to every tool, which could speak for it.
-            raise DriverError("agent_exposed", "the agent's program can be read: somebody changed it")
-        return chosen
+    def _waiting(self) -> EarlyAgent | None:
+        """An agent that was started early, unless it was taken or ended since then."""
+        early = self._places.early
+        return early if early is not None and early.pids else None
+
+    async def _open(self, command: list[str], **how: Any) -> Any:
+        """Stands in for `anyio.open_process`: what was started early, where it is what is wanted now."""
+        early = self._waiting()
+        process = early.take(Asked(command, how)) if early else None
+        if process is None:
+            return await anyio.open_process(command, **how)
+        return await AdoptedProcess.adopt(process)
 
     def _complain(self, text: str) -> None:
         self._said = [text]
         self._output.stderr(text)
-
-    def _sdk_options(
-        self, options: Mapping[str, Any], transcript: Entries, folders: FreshFolders
-    ) -> sdk.ClaudeAgentOptions:
-        """Read the runtime's options, which are checked; camelCase names as in `_OPTIONS`."""
-        mirror = _Mirror(self._output, transcript)
-        prompt = SystemPromptPreset(type="preset", preset="claude_code")
-        if instructions := options.get("instructions"):
-            prompt["append"] = instructions
-        return sdk.ClaudeAgentOptions(
-            cwd=self._places.workspace,
-            env=_environment(self._places, folders, options.get("gatewayToken") or ""),
-            cli_path=self._binary(),
-            user=self._places.user,
-            system_prompt=prompt,
-            model=options.get("model"),
-            permission_mode=options.get("permissionMode") or "bypassPermissions",
-            tools=options.get("tools"),
-            agents=_subagents(options.get("subagents") or {}),
-            max_turns=options.get("maxTurns"),
-            max_budget_usd=options.get("maxBudgetUsd"),
-            resume=mirror.resumable(options.get("resume")),
-            session_store=cast("sdk.SessionStore", mirror),
-            session_store_flush="eager",
-            # Nothing that lies in the workspace may configure the agent: its hooks would run here.
-            setting_sources=[],
-            settings=_SETTINGS,
-            strict_mcp_config=True,
-            include_partial_messages=True,
-            forward_subagent_text=True,
-            max_buffer_size=MAX_NATIVE_LINE_BYTES,
-            # Without it the permission mode could never be changed to bypassing later on.
-            extra_args={"allow-dangerously-skip-permissions": None},
-            stderr=self._complain,
-        )
 
 
 class _ClientProcess:
@@ -329,27 +291,6 @@ def _is_of(session_id: str | None, entry: Mapping[str, Any]) -> bool:
     return bool(session_id == entry.get("sessionId", session_id))
 
 
-_OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {
-    "model": str,
-    "permissionMode": str,
-    "instructions": str,
-    "tools": list,
-    "subagents": dict,
-    "maxTurns": int,
-    "maxBudgetUsd": (int, float),
-    "resume": str,
-    "gatewayToken": str,
-}
-
-
-def _check(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if name not in _OPTIONS:
-            raise DriverError("invalid_options", f"unknown option {name!r}")
-        if value is not None and not isinstance(value, _OPTIONS[name]):
-            raise DriverError("invalid_options", f"option {name!r} has the wrong type")
-
-
 def _subagents(given: Mapping[str, Any]) -> dict[str, sdk.AgentDefinition] | None:
     try:
         return {
@@ -365,28 +306,15 @@ def _subagents(given: Mapping[str, Any]) -> dict[str, sdk.AgentDefinition] | Non
         raise DriverError("invalid_options", "a subagent needs `description` and `prompt`") from error
 
 
-def _environment(places: Places, folders: FreshFolders, token: str) -> dict[str, str]:
-    # Where the SDK unpacks a transcript that is resumed; otherwise it would be the shared /tmp.
-    tempfile.tempdir = str(folders.scratch)
-    environment = {
-        **places.env,
-        "HOME": os.environ.get("HOME") or str(places.home),
-        "CLAUDE_CONFIG_DIR": str(folders.config),
-        "CLAUDE_CODE_TMPDIR": str(folders.scratch),
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
-        # A file in the workspace would begin turns that nobody asked for, at the start and every minute.
-        "CLAUDE_CODE_DISABLE_CRON": "1",
-        "IS_SANDBOX": "1",
-        "ANTHROPIC_API_KEY": token,
-    }
-    if places.gateway is not None:
-        # The binary needs both: without the address it tries the network before the socket.
-        environment |= {
-            "ANTHROPIC_UNIX_SOCKET": str(places.gateway),
-            "ANTHROPIC_BASE_URL": "http://localhost",
-        }
-    return environment
+@contextlib.contextmanager
+def _opening(instead: Callable[..., Awaitable[Any]]) -> Iterator[None]:
+    """Have the SDK call this where it would open a process (`anyio.open_process`)."""
+    before = anyio.open_process
+    setattr(anyio, "open_process", instead)  # noqa: B010 - a type checker knows it as a function
+    try:
+        yield
+    finally:
+        setattr(anyio, "open_process", before)  # noqa: B010
 
 
 async def _single(prompt: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

@@ -11,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent_runtime_sandbox.drivers import DriverError
 
 _PREFIX: Final = "agent-"
 
 
-@dataclass(frozen=True, slots=True)
-class FreshFolders:
+class FreshFolders(NamedTuple):
     """For its configuration, and for its temporary files."""
 
     config: Path

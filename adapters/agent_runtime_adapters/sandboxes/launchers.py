@@ -1,0 +1,106 @@
+"""Processes of `launch.py`: each waits for one plan, and one may wait before there is a plan.
+
+A launcher's own start (a fork of this process, an interpreter, its imports) is a third of a sandbox's. One
+that waits has that behind it. It knows nothing of any session, and ends when this process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from agent_runtime.tasks import Tasks
+from agent_runtime_adapters.sandboxes import launch as launch_program
+
+CALM_S: Final = 2.0
+"""After a sandbox's start, before the next launcher is made ready: its agent needs the processors first."""
+
+
+class _Launcher(NamedTuple):
+    process: Process
+    way: socket.socket
+
+
+class Launchers:
+    """Starts launchers as they are needed; from `make_ready` on has one wait. Then it must be closed."""
+
+    def __init__(self, calm_s: float = CALM_S) -> None:
+        self._calm_s = calm_s
+        self._spare: _Launcher | None = None
+        self._tasks: Tasks | None = None
+
+    @property
+    def waiting(self) -> int | None:
+        """The process that waits, if one does."""
+        return self._spare.process.pid if self._spare is not None else None
+
+    async def hand_over(self, descriptors: Sequence[int]) -> Process:
+        """Give a launcher these descriptors, the first of which reads as the plan. Raises `OSError`."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            self._replace_later()
+            with suppress(OSError):  # somebody ended it while it waited
+                return _give(spare, descriptors)
+            await spare.process.wait()
+        return _give(await _begin(), descriptors)
+
+    async def make_ready(self) -> None:
+        """Have a launcher wait from now on. Raises `OSError`."""
+        if self._tasks is None:
+            self._tasks = Tasks()
+            await self._tasks.open()
+            self._spare = await _begin()
+
+    async def close(self) -> None:
+        """End the one that waits. Idempotent."""
+        tasks, self._tasks = self._tasks, None
+        if tasks is not None:
+            await tasks.close()
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.way.close()
+            await spare.process.wait()
+
+    def _replace_later(self) -> None:
+        if self._tasks is not None:
+            self._tasks.spawn(self._replace())
+
+    async def _replace(self) -> None:
+        await asyncio.sleep(self._calm_s)
+        if self._spare is None:
+            spare = await _begin()
+            assert self._spare is None, "one sandbox takes the spare one, and one replaces it"
+            self._spare = spare
+
+
+async def _begin() -> _Launcher:
+    here, there = socket.socketpair()
+    with there:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-I", "-S", launch_program.__file__, str(there.fileno())),
+                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=DEVNULL,
+                pass_fds=(there.fileno(),),
+                start_new_session=True,
+            )
+        except BaseException:
+            here.close()
+            raise
+    return _Launcher(process, here)
+
+
+def _give(launcher: _Launcher, descriptors: Sequence[int]) -> Process:
+    """Raises `OSError` where it is gone."""
+    with launcher.way:
+        socket.send_fds(launcher.way, [b"p"], list(descriptors))
+    return launcher.process
