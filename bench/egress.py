@@ -26,6 +26,7 @@ import uvloop
 from agent_runtime.gateway.anthropic import Anthropic
 from agent_runtime.gateway.broker import Gateway
 from agent_runtime.needs import Egress
+from agent_runtime_sandbox.door import Door
 from agent_runtime_sandbox.relay import Relay
 from figures import ratio, save, summary, table
 from picture import Bar, Panel
@@ -119,10 +120,10 @@ async def serve_gateway(port: int, run_dir: Path) -> None:
 
 async def serve_relay(socket: Path) -> None:
     """The relay alone, as the runner in a sandbox has it."""
-    relay = Relay(0, socket)
+    door = Door(0)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(relay.run())
-        await _say_and_stay({"port": urlsplit(relay.url).port})
+        tasks.create_task(Relay(door, socket).run())
+        await _say_and_stay({"port": urlsplit(door.url).port})
 
 
 async def _say_and_stay(told: dict[str, Any]) -> None:
