@@ -82,6 +82,8 @@ class AgentFeed:
         self._drained = asyncio.Event()
         self._drained.set()
         self._telling = asyncio.Lock()
+        self._went_on = asyncio.Event()
+        self._is_over = False
         self._stamped: tuple[object, datetime] = ("", moment(None))
         self._is_working = False
         self._is_between_lines = True
@@ -99,7 +101,7 @@ class AgentFeed:
     @property
     def is_idle(self) -> bool:
         """Whether all that was taken is in the log."""
-        return not (self._lines or self._untold or self._is_working or self._telling.locked())
+        return not (self._lines or self._untold or self._is_working)
 
     @property
     def is_exact(self) -> bool:
@@ -130,10 +132,12 @@ class AgentFeed:
         """
         if self._lines and not (self._is_working or self._untold or self.one_by_one):
             self.heard_at = self._loop.time()
+            self._is_between_lines = False
             deltas, rest = self._deltas()
             if deltas and not self._recorder.publish_at_once(deltas):
                 rest = (*deltas, *rest)
             self._untold = rest
+            self._is_between_lines = True
         if self._lines or self._untold:
             self._drained.clear()
             self._arrived.set()
@@ -151,25 +155,35 @@ class AgentFeed:
 
     async def run(self) -> None:
         """Translate and tell whatever `tell_deltas` left, until cancelled."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            self._is_working = True
-            while self._lines or self._untold:
-                await self._tell_some(1 if self.one_by_one else _LINES_AT_ONCE)
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                self._is_working = True
+                while self._lines or self._untold:
+                    await self._tell_some(1 if self.one_by_one else _LINES_AT_ONCE)
+                    self._moved()
+                    if self._lines:
+                        await asyncio.sleep(0)
+                self._is_working = False
+                self._drained.set()
                 self._moved()
-                if self._lines:
-                    await asyncio.sleep(0)
-            self._is_working = False
-            self._drained.set()
-            self._moved()
+        finally:
+            self._is_over = True
+            self._went_on.set()
 
     async def drained(self) -> None:
         """Return when all that was taken has been dealt with."""
         await self._drained.wait()
 
     async def quiet(self) -> None:
-        """Return when nothing that was translated is on its way to the log."""
+        """Return when nothing that was translated is on its way to the log.
+
+        What comes behind a report that the session acts on is not: it waits for the session.
+        """
+        if self._untold and not self._is_over:  # a log that could not take it at once left it to the task
+            self._went_on.clear()
+            await self._went_on.wait()
         async with self._telling:
             return
 
@@ -181,6 +195,7 @@ class AgentFeed:
         self._is_muted = True
         self._identify(self._untold)
         self._untold = ()
+        self._went_on.set()
         while self._lines:
             self._identify(self._translated(self._lines.popleft()))
 
@@ -212,6 +227,7 @@ class AgentFeed:
                     events.append(found)
         await self._tell(events)
         self._is_between_lines = True
+        self._went_on.set()
 
     async def _tell(self, events: list[Event]) -> None:
         async with self._telling:
@@ -223,6 +239,7 @@ class AgentFeed:
         if isinstance(heard, AgentTurnEnded | AgentGone):
             self._recorder.speak()  # how a turn ends is told once, and now
         self.is_reporting, self._is_between_lines = True, is_last
+        self._went_on.set()
         self._moved()
         try:
             await self._report(heard)

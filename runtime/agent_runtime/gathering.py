@@ -3,7 +3,7 @@
 What an agent says in pieces costs by the event, not by the letter: pieces that are read together become
 one event. While the loop has time nothing is gathered, and a lone stream is never delayed; when most of its
 time is spent, each session waits after what it was given, up to a bound, before it is read again. What waits
-meanwhile is in the runner's socket and journal. Who waits is `runner_feed`.
+meanwhile is in the runner's socket and journal. Who waits is `runner_feed`, or the channel for it.
 """
 
 from __future__ import annotations

@@ -203,7 +203,9 @@ class RunnerFeed:
         """
         if not (self.caught_up.is_set() and self._may_read.is_set() and self._agent.is_idle):
             return None
-        if self._agent.one_by_one or self._is_much_unacknowledged() or self._recorder.failing:
+        if self._agent.one_by_one or self._is_much_unacknowledged():
+            return None
+        if self._recorder.failing or self._recorder.full:
             return None
         if not all(frame["k"] == "agent" for frame in frames):
             return None
@@ -212,20 +214,22 @@ class RunnerFeed:
         self._sorted = frames[-1]["o"]
         self._agent.tell_deltas()
         self._files.try_again()
-        return self._gathering.pause_s() if len(frames) < _ENOUGH_AT_ONCE else 0.0
+        may_rest = len(frames) < _ENOUGH_AT_ONCE and self._agent.is_idle  # else replies are waited for
+        return self._gathering.pause_s() if may_rest else 0.0
 
     async def _read(self) -> None:
         while True:
             try:
                 batch = await self._link.next_batch()
+                if self._agent.is_idle:
+                    self._received_when_drained = self._link.received
+                for frame in batch:
+                    await self._sort(frame)
+                    self._sorted = frame["o"]
             except SandboxFault:
+                self._agent.tell_deltas()
                 await self._agent.drained()
                 raise
-            if self._agent.is_idle:
-                self._received_when_drained = self._link.received
-            for frame in batch:
-                await self._sort(frame)
-                self._sorted = frame["o"]
             self._agent.tell_deltas()
             self._files.try_again()
             self._note_caught_up()

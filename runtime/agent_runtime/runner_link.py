@@ -74,6 +74,7 @@ class RunnerLink:
         self._idle_reconnects = 0
         self._waiting_since: float | None = None
         self.take: Callable[[list[Frame]], float | None] | None = None
+        # Of bytes that `take` left: they come from the channel once more, and are not read twice.
         self._looked_at: list[Frame] | Exception | None = None
 
     @classmethod
@@ -249,15 +250,17 @@ class RunnerLink:
             return None
         self._note(data)
         try:
-            frames = self._frames(data)
-            pause_s = None if self._late else self.take(frames) if frames else 0.0
+            frames, pause_s = self._frames(data), None
+            if not self._late:
+                pause_s = self.take(frames) if frames else 0.0
         except Exception as error:  # it is for whoever waits, and not for the loop
             self._looked_at = error
             return None
         if pause_s is None:
             self._looked_at = frames
             return None
-        self._idle_reconnects = 0 if frames else self._idle_reconnects
+        if frames:
+            self._idle_reconnects = 0
         self._waiting_since = self._loop.time()
         return pause_s
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Any, Final
 
 from agent_runtime_sandbox import frames
@@ -35,7 +36,7 @@ class Attachment:
         self._cursor = 0
         self._passing: deque[tuple[int, bytes]] = deque()
         self._passing_bytes = 0
-        self._wake = asyncio.Event()
+        self._has_more = asyncio.Event()
         self._drained = asyncio.Event()
         self._idle = asyncio.Event()
         self.closed = False
@@ -78,15 +79,17 @@ class Attachment:
         can ask it: that keeps the order.
         """
         transport = self._writer.transport
-        if not self.closed and not transport.get_write_buffer_size() and (data := self._next()):
-            self._writer.write(data)
+        # What cannot be read is the pump's to find out: whoever kept a frame is not to suffer from it.
+        with suppress(OSError):
+            if not self.closed and not transport.get_write_buffer_size() and (data := self._next()):
+                self._writer.write(data)
         if self._passing or self._cursor < self._outbox.head or transport.get_write_buffer_size():
-            self._wake.set()
+            self._has_more.set()
 
     async def told(self) -> None:
         """Return when all that was kept until now is with the other side, or it is gone."""
         self._idle.clear()
-        self._wake.set()
+        self._has_more.set()
         await self._idle.wait()
         while not self.closed and self._writer.transport.get_write_buffer_size():  # noqa: ASYNC110
             await asyncio.sleep(0.005)  # nothing tells of an empty buffer
@@ -94,7 +97,7 @@ class Attachment:
     async def pump(self) -> None:
         """Send until the connection ends; raises `Detached` then."""
         while not self.closed:
-            self._wake.clear()
+            self._has_more.clear()
             try:
                 await self._writer.drain()
             except OSError as error:
@@ -103,7 +106,7 @@ class Attachment:
                 self._writer.write(data)
             else:
                 self._idle.set()
-                await self._wake.wait()
+                await self._has_more.wait()
         raise Detached
 
     def close(self) -> None:
@@ -111,7 +114,7 @@ class Attachment:
         self.closed = True
         self._passing.clear()
         self._passing_bytes = 0
-        self._wake.set()
+        self._has_more.set()
         self._idle.set()
         self._drained.set()
         self._writer.transport.abort()

@@ -6,16 +6,17 @@ The feed stands alone here, over a real link, with a session that takes its time
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
 
 from agent_runtime.agent_feed import Heard
-from agent_runtime.blocks import AssistantText
+from agent_runtime.blocks import AssistantText, BlockState
 from agent_runtime.clock import now
 from agent_runtime.conversation import Conversation
-from agent_runtime.events import BlockStart, Event, LogEntry, Position, Replay, TextDelta
+from agent_runtime.errors import SandboxFault
+from agent_runtime.events import BlockComplete, BlockStart, Event, LogEntry, Position, Replay, TextDelta
 from agent_runtime.gathering import Gathering
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import TurnStatus
@@ -85,7 +86,10 @@ near_and_far = pytest.mark.parametrize("log_type", [MemoryEventLog, SlowLog])
 
 
 @asynccontextmanager
-async def feeding(log_type: type[MemoryEventLog]) -> AsyncIterator[tuple[RunnerFeed, Session]]:
+async def feeding(
+    log_type: type[MemoryEventLog], *, ends: bool = False
+) -> AsyncIterator[tuple[RunnerFeed, Session]]:
+    """`ends`: the feed may end by itself, with its sandbox."""
     store, log, sandbox = MemoryPersistence(), log_type(), PairedSandbox()
     await store.open()
     record = samples.session("session-1")
@@ -113,13 +117,18 @@ async def feeding(log_type: type[MemoryEventLog]) -> AsyncIterator[tuple[RunnerF
     )
     try:
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(feed.run())
+            running = tasks.create_task(until_lost(feed) if ends else feed.run())
             yield feed, session
             running.cancel()
     finally:
         await link.close()
         await sandbox.close()
         await store.close()
+
+
+async def until_lost(feed: RunnerFeed) -> None:
+    with suppress(SandboxFault):
+        await feed.run()
 
 
 def delta(text: str) -> TextDelta:
@@ -188,3 +197,77 @@ async def test_muted_at_any_step_it_still_says_who_the_agent_is(
         session.agent_says(delta("three"), AgentIdentity("somebody else"))
         await eventually(lambda: session.recorder.record.agent_session_id == "somebody else")
         assert "three" not in str(await session.told())
+
+
+@near_and_far
+async def test_while_too_much_waits_for_the_store_nothing_more_is_read(
+    log_type: type[MemoryEventLog],
+) -> None:
+    async with feeding(log_type) as (_, session):
+        session.agent_says(BlockStart(block=TEXT), delta("one "))
+        while not await session.told():
+            await asyncio.sleep(0)
+        session.recorder.transcript_grew("main", [{}], size_bytes=65 << 20)
+        session.agent_says(delta("two "))  # in it the reader finds that out
+        for _ in range(STEPS):
+            await asyncio.sleep(0)
+        for _ in range(5):
+            session.agent_says(delta("more "))
+            for _ in range(STEPS):
+                await asyncio.sleep(0)
+        assert "".join(text for _, text in await session.told()) == "one two "
+
+
+@near_and_far
+async def test_what_came_before_the_runners_last_words_is_told_first(log_type: type[MemoryEventLog]) -> None:
+    async with feeding(log_type, ends=True) as (_, session):
+        session.may_act.set()
+        session.agent_says(BlockStart(block=TEXT))
+        session.side.say(
+            session.frame("agent", line=line_of(delta("one "))),
+            session.frame("agent", line=line_of(AgentTurnEnded(status=TurnStatus.COMPLETED))),
+            session.frame("fault", code="signalled", message="told to end"),
+        )
+        await eventually(lambda: session.turn_id == "turn 2")
+        assert await session.told() == [("turn 1", "one ")]
+
+
+class BreaksAtDeltas(MemoryEventLog):
+    def append_at_once(self, session_id: str, events: Sequence[Event]) -> tuple[LogEntry, ...]:
+        if isinstance(events[0], TextDelta):
+            raise ZeroDivisionError
+        return super().append_at_once(session_id, events)
+
+
+async def test_lines_that_could_not_be_told_are_in_no_checkpoint() -> None:
+    whole = TEXT.model_copy(update={"state": BlockState.COMPLETE})
+    feeds: list[RunnerFeed] = []
+
+    async def lose_a_line() -> None:
+        async with feeding(BreaksAtDeltas) as (feed, session):
+            feeds.append(feed)
+            session.agent_says(BlockStart(block=TEXT), BlockComplete(block_id=whole.id, block=whole))
+            await eventually(lambda: feed.checkpoint() and feed.checkpoint().offset == 2)
+            session.agent_says(delta("lost"))
+            await asyncio.Event().wait()  # until the feed has failed
+
+    with pytest.raises(ExceptionGroup, match="unhandled"):
+        await lose_a_line()
+    assert feeds[0].checkpoint() is None
+
+
+async def test_quiet_is_not_said_while_a_far_log_has_not_got_what_was_translated() -> None:
+    async with feeding(SlowLog) as (feed, session):
+        session.agent_says(BlockStart(block=TEXT))
+        await eventually(lambda: "text" in session.recorder.conversation)
+        for number in range(20):
+            session.agent_says(delta(f"{number} "))
+            for _ in range(number):
+                await asyncio.sleep(0)
+            translated = feed.heard_at
+            await feed.quiet()
+            if feed.heard_at == translated:
+                before = await session.told()
+                for _ in range(STEPS):
+                    await asyncio.sleep(0)
+                assert feed.heard_at != translated or await session.told() == before

@@ -1,6 +1,7 @@
 """An attachment writes at once what the socket takes, and whatever it writes is in one order."""
 
 import asyncio
+import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ class Attached:
     attachment: Attachment
     writer: asyncio.StreamWriter
     other: socket.socket
+    journal: int
 
     def say(self, number: int) -> None:
         self.outbox.emit("agent", line={"n": number, "text": "x" * LINE_BYTES})
@@ -53,7 +55,7 @@ async def attached() -> AsyncIterator[Attached]:
         outbox.changed = attachment.wake
         attachment.follow(0, {"k": "hello"})
         try:
-            yield Attached(outbox, attachment, writer, other)
+            yield Attached(outbox, attachment, writer, other, file.fileno())
         finally:
             attachment.close()
 
@@ -129,3 +131,12 @@ async def test_who_has_left_is_written_to_no_more() -> None:
         assert kinds(one.here()) == ["hello"]
         async with asyncio.timeout(10):
             assert await asyncio.get_running_loop().sock_recv(one.other, READ_BYTES) == b""
+
+
+async def test_a_journal_that_cannot_be_read_is_no_failure_of_whoever_keeps_a_frame() -> None:
+    async with attached() as it:
+        for_writing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(for_writing, it.journal)
+        os.close(for_writing)
+        it.outbox.emit_all("agent", [{"line": {"text": "x" * LINE_BYTES}} for _ in range(10)])
+        assert it.outbox.head == 10

@@ -63,9 +63,6 @@ class UnixChannel(asyncio.Protocol):
             finally:
                 self._waiting = self._take = None
         data = self._pieces.popleft()
-        if len(data) > RECEIVE_BYTES:
-            self._pieces.appendleft(data[RECEIVE_BYTES:])
-            data = data[:RECEIVE_BYTES]
         self._size -= len(data)
         if self._is_full and self._size <= RECEIVE_BYTES:
             self._is_full = False
@@ -78,7 +75,7 @@ class UnixChannel(asyncio.Protocol):
             raise _broken()
         self._transport.write(data)
         await self._writable.wait()
-        if self._error is not None:
+        if self._over.is_set():
             raise _broken() from self._error
 
     async def close(self) -> None:
@@ -96,14 +93,15 @@ class UnixChannel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Of `asyncio.Protocol`: a little goes to whoever takes it, the rest waits for `receive`."""
-        if self._take is not None and not self._pieces and len(data) <= _LITTLE_BYTES:
+        waits = self._waiting is not None and not self._waiting.done()
+        if self._take is not None and waits and len(data) <= _LITTLE_BYTES:
             pause_s = self._take(data)
             if pause_s:
                 self._transport.pause_reading()
                 self._rest = asyncio.get_running_loop().call_later(pause_s, self._rested)
             if pause_s is not None:
                 return
-        self._pieces.append(data)
+        self._pieces.extend(data[at : at + RECEIVE_BYTES] for at in range(0, len(data), RECEIVE_BYTES))
         self._size += len(data)
         if self._size > 2 * RECEIVE_BYTES and not self._is_full:
             self._is_full = True

@@ -1,8 +1,9 @@
 """relay: carries a session's log to the connections that joined it.
 
 One relay per session with viewers, one task each. It reads the log from its own place on, encodes
-every event once and hands it on for all viewers; it admits a viewer between two reads, after sending
-it alone what it lacks, so that nothing is missing and nothing comes twice. It knows no Socket.IO:
+every event once and hands it on for all viewers, in the call that appends it where the log offers that
+(`_take`); it admits a viewer between two reads, after sending it alone what it lacks, so that nothing is
+missing and nothing comes twice. It knows no Socket.IO:
 `deliver` brings encoded events to connections.
 """
 
