@@ -24,6 +24,7 @@ from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event, TextDe
 from agent_runtime.manager import SessionManager
 from agent_runtime.ports import (
     AgentStart,
+    ByteTaker,
     Capabilities,
     Credentials,
     GatewayEndpoint,
@@ -122,7 +123,7 @@ class ScriptedRunner:
         self._alive = False
         self._outward.put_nowait(b"")
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: ByteTaker | None = None) -> bytes:
         return await self._outward.get()
 
     async def send(self, data: bytes) -> None:
