@@ -129,7 +129,7 @@ async def main():
     home, wanted, asked = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     early = EarlyAgent(Wanted("claude", wanted), Asked(["sleep", "60"], pipes), fresh_folders(home))
-    places = Places(workspace=home, home=home, gateway=None, early=early)
+    places = Places(workspace=home, home=home, gateway=home / "nobody", early=early)
     with (home / "journal").open("w+b") as journal:
         outbox = Outbox(Journal(journal.fileno()))
         async with asyncio.TaskGroup() as tasks:
