@@ -89,7 +89,10 @@ class AgentPlace:
             raise DriverError("agent_running", "an agent runs already")
         self._starting = True
         memory, self._memory = self._memory, {}
+        early = self._places.early
         try:
+            if early is not None and not (early.waits and early.wanted == (name, options)):
+                await self._end_early()  # before anything of this one is there
             make = await asyncio.to_thread(drivers.load, name)
             driver = make(AgentOutput(self._outbox), self._places)
             info = await driver.start(options, memory)
@@ -98,12 +101,16 @@ class AgentPlace:
             self._outbox.emit("exit", code=None, reason="start_failed", message=str(error))
             raise
         finally:
+            await self._end_early()
             self._starting = False
-            if self._places.early is not None:
-                self._places.early.drop()
         self._begin(driver)
         self._outbox.emit("started", driver=name, info=info)
         self._tasks.create_task(self._follow(driver), name="agent")
+
+    async def nobody_starts(self) -> None:
+        """Whoever would have started an agent is gone: one that was started early ends, if it still waits."""
+        if not self._starting:
+            await self._end_early()
 
     async def message(self, uuid: str, content: str | list[Any]) -> bool:
         """Hand over a message; False when this uuid was handed over before. Raises `DriverError`.
@@ -159,6 +166,10 @@ class AgentPlace:
         if self._driver is not None and any(map(process.is_stopped, self._driver.pids())):
             self._outbox.emit("stderr", text="[something in the sandbox stopped the agent: it is killed]")
             self._driver.kill()
+
+    async def _end_early(self) -> None:
+        if self._places.early is not None and self._places.early.pids:
+            await asyncio.to_thread(self._places.early.drop)
 
     def _begin(self, driver: Driver) -> None:
         self._driver = driver

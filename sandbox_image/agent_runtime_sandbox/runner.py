@@ -139,10 +139,17 @@ class Runner:
         loop = asyncio.get_running_loop()
         while True:
             await self._strangers.acquire()
-            connection, self._caller = self._caller, None
-            if connection is None:
-                connection, _ = await loop.sock_accept(self._listener)
+            if self._caller is not None:
+                tasks.create_task(self._serve_caller(self._caller, agent, commands), name="connection")
+                self._caller = None
+                continue
+            connection, _ = await loop.sock_accept(self._listener)
             tasks.create_task(self._serve(connection, agent, commands), name="connection")
+
+    async def _serve_caller(self, caller: socket.socket, agent: AgentPlace, commands: Commands) -> None:
+        """The one for whom an agent may have been started early."""
+        await self._serve(caller, agent, commands)
+        await agent.nobody_starts()
 
     async def _serve(self, connection: socket.socket, agent: AgentPlace, commands: Commands) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=READ_BYTES)

@@ -127,6 +127,14 @@ def results(client: RunnerClient) -> list[list[str]]:
     return [line.get("user_message_uuids", []) for line in lines(client) if line["type"] == "result"]
 
 
+def transcript_of(client: RunnerClient) -> dict[str, list[Frame]]:
+    """What was mirrored so far, as the next start is given it."""
+    transcript: dict[str, list[Frame]] = {}
+    for frame in client.of_kind("transcript"):
+        transcript.setdefault(frame["key"], []).extend(frame["entries"])
+    return transcript
+
+
 def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
 

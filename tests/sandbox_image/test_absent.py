@@ -39,6 +39,28 @@ def test_a_library_that_is_there_already_stays() -> None:
     assert sys.modules["json"] is library
 
 
+def test_an_absent_part_of_a_package_is_no_attribute_of_it_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_package").mkdir()
+    (tmp_path / "half_package" / "__init__.py").write_text("replaced = 'a name of its own'")
+    for part in ("heavy", "replaced"):
+        (tmp_path / "half_package" / f"{part}.py").write_text("LOADED = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("half_package")
+
+    with absent("half_package.heavy"), absent("half_package.replaced"):
+        importlib.import_module("half_package.heavy")
+        importlib.import_module("half_package.replaced")
+
+    assert not hasattr(package, "heavy")
+    assert package.replaced == "a name of its own"
+    assert importlib.import_module("half_package.heavy").LOADED
+    with absent("half_package.heavy"):  # it is there already, and stays
+        importlib.import_module("half_package.heavy")
+    assert package.heavy.LOADED
+
+
 def test_a_part_of_a_package_can_be_had_before_its_body_and_is_the_same_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

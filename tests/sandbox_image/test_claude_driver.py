@@ -11,20 +11,14 @@ from tests.sandbox_image.agent_world import (
     kill,
     new_uuid,
     start,
+    transcript_of,
 )
-from tests.sandbox_image.runner_client import Frame, RunnerClient
+from tests.sandbox_image.runner_client import RunnerClient
 from tests.waiting import eventually
 
 
 def line_types(client: RunnerClient) -> set[str]:
     return {frame["line"]["type"] for frame in client.of_kind("agent")}
-
-
-def transcript_of(client: RunnerClient) -> dict[str, list[Frame]]:
-    transcript: dict[str, list[Frame]] = {}
-    for frame in client.of_kind("transcript"):
-        transcript.setdefault(frame["key"], []).extend(frame["entries"])
-    return transcript
 
 
 async def test_a_turn_gives_native_lines_a_transcript_and_the_files_it_made() -> None:

@@ -82,7 +82,8 @@ def main() -> NoReturn:
     os.close(complaints)
     with open(told, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
         plan = json.load(file)
-    join(plan["cgroups"])
+    if plan["cgroups"]:
+        join(plan["cgroups"])
     write("/proc/self/oom_score_adj", RATHER_THAN_OTHERS)
     if plan["stage"]:
         stage(plan["stage"]["folder"], plan["stage"]["sources"], plan["stage"]["disk"])
@@ -121,17 +122,16 @@ def stage(folder: str, sources: list[str], disk: dict[str, Any] | None) -> None:
 
     A source that is no absolute path is a folder of the sandbox's own disk.
     """
-    libc = LIBC
-    if libc.unshare(CLONE_NEWNS) != 0:
+    if LIBC.unshare(CLONE_NEWNS) != 0:
         give_up(NO_MOUNT_NAMESPACE)
     try:
-        mount(libc, None, "/", MS_REC | MS_PRIVATE)
+        mount(None, "/", MS_REC | MS_PRIVATE)
         # Opened before the folder is covered: a source may lie below it.
         opened = {s: os.open(s, os.O_PATH | os.O_CLOEXEC) for s in sources if s.startswith("/")}
         image = os.open(disk["image"], os.O_RDWR | os.O_CLOEXEC) if disk else None
-        mount(libc, "stage", folder, MS_NOSUID | MS_NODEV, kind="tmpfs", data="mode=0755,size=64k")
+        mount("stage", folder, MS_NOSUID | MS_NODEV, kind="tmpfs", data="mode=0755,size=64k")
         if disk and image is not None:
-            mount_disk(libc, image, f"{folder}/{DISK}")
+            mount_disk(image, f"{folder}/{DISK}")
             for name in disk["folders"]:
                 inside = f"{folder}/{DISK}/{name}"
                 os.mkdir(inside, 0o700)  # noqa: PTH102
@@ -143,13 +143,13 @@ def stage(folder: str, sources: list[str], disk: dict[str, Any] | None) -> None:
                 os.mkdir(target)  # noqa: PTH102
             else:
                 os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
-            mount(libc, source, target, MS_BIND | MS_REC)
+            mount(source, target, MS_BIND | MS_REC)
             os.close(descriptor)
     except OSError:
         give_up(NO_STAGE)
 
 
-def mount_disk(libc: Any, image: int, target: str) -> None:
+def mount_disk(image: int, target: str) -> None:
     """Mount the file system in a file. Its loop device frees itself with the last user. Raises `OSError`."""
     # struct loop_config: descriptor, block size, struct loop_info64 (flags at 52 of 232 bytes), reserved
     settings = struct.pack("II52xI176x64x", image, 0, LO_FLAGS_AUTOCLEAR)
@@ -167,7 +167,7 @@ def mount_disk(libc: Any, image: int, target: str) -> None:
                     raise
                 continue  # somebody else was faster
             flags = MS_NOSUID | MS_NODEV | MS_NOATIME
-            mount(libc, path, target, flags, kind="ext4", data="noinit_itable,nobarrier")
+            mount(path, target, flags, kind="ext4", data="noinit_itable,nobarrier")
             os.close(device)
             os.close(control)
             os.close(image)
@@ -177,10 +177,10 @@ def mount_disk(libc: Any, image: int, target: str) -> None:
     give_up(NO_DISK)
 
 
-def mount(libc: Any, source: str | None, target: str, flags: int, *, kind: str = "", data: str = "") -> None:
+def mount(source: str | None, target: str, flags: int, *, kind: str = "", data: str = "") -> None:
     """Do one step of the mount table. Raises `OSError`."""
     encoded = [None if text is None else text.encode() for text in (source, target, kind)]
-    if libc.mount(*encoded, ctypes.c_ulong(flags), data.encode()) != 0:
+    if LIBC.mount(*encoded, ctypes.c_ulong(flags), data.encode()) != 0:
         raise OSError(ctypes.get_errno(), "mount")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
@@ -33,50 +34,60 @@ class Launchers:
     def __init__(self, calm_s: float = CALM_S) -> None:
         self._calm_s = calm_s
         self._spare: _Launcher | None = None
+        self._beginning = asyncio.Lock()
         self._tasks: Tasks | None = None
-
-    @property
-    def waiting(self) -> int | None:
-        """The process that waits, if one does."""
-        return self._spare.process.pid if self._spare is not None else None
+        self._replacement: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def hand_over(self, descriptors: Sequence[int]) -> Process:
         """Give a launcher these descriptors, the first of which reads as the plan. Raises `OSError`."""
         spare, self._spare = self._spare, None
+        self._replace_later()
         if spare is not None:
-            self._replace_later()
             with suppress(OSError):  # somebody ended it while it waited
                 return _give(spare, descriptors)
             await spare.process.wait()
         return _give(await _begin(), descriptors)
 
     async def make_ready(self) -> None:
-        """Have a launcher wait from now on. Raises `OSError`."""
-        if self._tasks is None:
-            self._tasks = Tasks()
-            await self._tasks.open()
-            self._spare = await _begin()
+        """Have a launcher wait from now on. Raises `OSError`; may be called again then, and else too."""
+        async with self._beginning:
+            if self._closed:
+                return
+            if self._tasks is None:
+                tasks = Tasks()
+                await tasks.open()
+                self._tasks = tasks
+            if self._spare is None:
+                self._spare = await _begin()
 
     async def close(self) -> None:
-        """End the one that waits. Idempotent."""
-        tasks, self._tasks = self._tasks, None
-        if tasks is not None:
-            await tasks.close()
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            spare.way.close()
-            await spare.process.wait()
+        """End the one that waits; from now on none does. Idempotent."""
+        self._closed = True
+        async with self._beginning:
+            tasks, self._tasks = self._tasks, None
+            if tasks is not None:
+                await tasks.close()
+            spare, self._spare = self._spare, None
+            if spare is not None:
+                spare.way.close()
+                end(spare.process)
+                await spare.process.wait()
 
     def _replace_later(self) -> None:
-        if self._tasks is not None:
-            self._tasks.spawn(self._replace())
+        """Each time: one that failed is made up for by the next."""
+        if self._tasks is not None and (self._replacement is None or self._replacement.done()):
+            self._replacement = self._tasks.spawn(self._replace())
 
     async def _replace(self) -> None:
         await asyncio.sleep(self._calm_s)
-        if self._spare is None:
-            spare = await _begin()
-            assert self._spare is None, "one sandbox takes the spare one, and one replaces it"
-            self._spare = spare
+        await self.make_ready()
+
+
+def end(launcher: Process) -> None:
+    """Kill it, unless it has ended: one that somebody stopped does not end by itself."""
+    with suppress(ProcessLookupError):
+        launcher.kill()
 
 
 async def _begin() -> _Launcher:
@@ -100,7 +111,12 @@ async def _begin() -> _Launcher:
 
 
 def _give(launcher: _Launcher, descriptors: Sequence[int]) -> Process:
-    """Raises `OSError` where it is gone."""
-    with launcher.way:
-        socket.send_fds(launcher.way, [b"p"], list(descriptors))
+    """Raises `OSError` where it is gone; then it is ended."""
+    try:
+        with launcher.way:
+            launcher.process.send_signal(signal.SIGCONT)  # somebody may have stopped it while it waited
+            socket.send_fds(launcher.way, [b"p"], list(descriptors))
+    except OSError:
+        end(launcher.process)
+        raise
     return launcher.process

@@ -25,7 +25,7 @@ from agent_runtime.ports import SandboxSpec
 from agent_runtime_adapters.sandboxes import launch as launch_program
 from agent_runtime_adapters.sandboxes.bounds import LIMITS
 from agent_runtime_adapters.sandboxes.descriptors import hold, read_line, read_to_end
-from agent_runtime_adapters.sandboxes.launchers import Launchers
+from agent_runtime_adapters.sandboxes.launchers import Launchers, end
 from agent_runtime_adapters.sandboxes.processes import ProcessMark
 from agent_runtime_sandbox import frames
 
@@ -166,9 +166,13 @@ async def launch(plan: Plan, log: Path, note: Note, launchers: Launchers) -> Non
         try:
             async with asyncio.timeout(START_WITHIN_S):
                 starter = await _spawn(plan, pipes, log, complaints, launchers)
-                for pipe in (pipes.report, pipes.ready, pipes.info):
-                    pipe.inlet.close()
-                await _follow(starter, pipes, note, tells_inner=plan.tells_inner)
+                try:
+                    for pipe in (pipes.report, pipes.ready, pipes.info):
+                        pipe.inlet.close()
+                    await _follow(starter, pipes, note, tells_inner=plan.tells_inner)
+                except BaseException:
+                    end(starter)
+                    raise
         except TimeoutError as error:
             raise StartFailed("The sandbox took too long to start.") from error
         except StartFailed as failure:

@@ -64,7 +64,7 @@ def compose(
     return RuntimeConfig(
         persistence=SqlitePersistence(data / "agent-runtime.db"),
         log=MemoryEventLog(),
-        sandboxes=sandboxes(settings, data / "sandboxes"),
+        sandboxes=sandboxes(settings, data / "sandboxes", ahead=True),
         agents=(ClaudeAgent(),),
         gateway=gateway or Gateway.from_environment(data / "gateway"),
         authenticator=authenticator,
@@ -140,14 +140,15 @@ def _profiles(chosen: Path | None, own: Path) -> Callable[[], Awaitable[tuple[Ag
     return profiles
 
 
-def sandboxes(settings: Settings, root: Path) -> SandboxProvider:
+def sandboxes(settings: Settings, root: Path, *, ahead: bool = False) -> SandboxProvider:
     """The provider that the settings name, keeping its sandboxes below `root` where they are of this machine.
 
+    `ahead` as `LocalSandboxes` has it: for who is going to make some.
     Raises `InvalidRequest` where Modal's SDK is missing.
     """
     match settings.sandbox:
         case SandboxKind.LOCAL:
-            return LocalSandboxes(root, ahead=True)
+            return LocalSandboxes(root, ahead=ahead)
         case SandboxKind.UNSAFE_SUBPROCESS:
             return UnsafeSubprocess(root)
         case SandboxKind.MODAL:

@@ -51,7 +51,7 @@ class Places(NamedTuple):
     can be run and not read, so that the kernel shuts its process to the tools it starts.
     `env`: variables for the agent and its tools, secrets among them; the runner itself has them not.
     `user`: every process that a driver starts must be started as this one (`identity`); None: as we are.
-    `early`: an agent that was started before there was a driver for it.
+    `early`: an agent that was started before there was a driver for it; of no use once it no longer waits.
     """
 
     workspace: Path
@@ -141,4 +141,4 @@ def begin_early(
     if wanted is None or wanted.driver != preload:
         return connection, None
     begin = importlib.import_module(_EARLY[preload]).begin_early
-    return connection, begin(wanted.options, places)
+    return connection, begin(wanted, places)

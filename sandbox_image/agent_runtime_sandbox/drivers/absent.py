@@ -30,14 +30,15 @@ class _Absence:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.made: list[str] = []
+        self._made: list[tuple[str, object]] = []
 
     def find_spec(
         self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != self._name and not fullname.startswith(f"{self._name}."):
             return None
-        self.made.append(fullname)
+        package, _, part = fullname.rpartition(".")
+        self._made.append((fullname, getattr(sys.modules.get(package), part, None)))
         return ModuleSpec(fullname, cast("Loader", self), is_package=True)
 
     def create_module(self, _spec: ModuleSpec) -> None:
@@ -45,6 +46,19 @@ class _Absence:
 
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__["__getattr__"] = _placeholder
+
+    def forget(self) -> None:
+        """Leave nothing of what was made, in packages that are there neither: their parts are attributes."""
+        for name, before in self._made:
+            module = sys.modules.pop(name, None)
+            package, _, part = name.rpartition(".")
+            attributes = vars(sys.modules[package]) if package in sys.modules else {}
+            if module is None or attributes.get(part) is not module:
+                continue
+            if before is None:
+                del attributes[part]
+            else:
+                attributes[part] = before
 
 
 def _placeholder(name: str) -> type[Placeholder]:
@@ -62,8 +76,7 @@ def absent(name: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(cast("MetaPathFinder", absence))
-        for module in absence.made:
-            sys.modules.pop(module, None)
+        absence.forget()
 
 
 @contextmanager

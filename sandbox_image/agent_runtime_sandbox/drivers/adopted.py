@@ -37,16 +37,24 @@ class AdoptedProcess:
 
     @classmethod
     async def adopt(cls, process: subprocess.Popen[bytes]) -> AdoptedProcess:
-        """From now on the running loop serves its streams and waits for it."""
+        """From now on the running loop serves its streams and waits for it. Where that fails, it is ended."""
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        return cls(
-            process,
-            await _Sends.over(process.stdin),
-            await _Receives.over(process.stdout),
-            await _Receives.over(process.stderr),
-        )
+        made: list[_Sends | _Receives] = []
+        try:
+            made.append(stdin := await _Sends.over(process.stdin))
+            made.append(stdout := await _Receives.over(process.stdout))
+            made.append(stderr := await _Receives.over(process.stderr))
+        except BaseException:
+            process.kill()
+            threading.Thread(target=process.wait, name="agent-ends", daemon=True).start()
+            for stream in made:
+                await stream.aclose()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                asyncio.get_running_loop().call_soon(pipe.close)  # after those that have it
+            raise
+        return cls(process, stdin, stdout, stderr)
 
     @property
     def returncode(self) -> int | None:
@@ -60,7 +68,7 @@ class AdoptedProcess:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Raises `ProcessLookupError` where it may have ended already."""
+        """Of no effect once it has ended."""
         self._process.send_signal(number)
 
     def terminate(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import anyio
@@ -49,11 +49,33 @@ class ClaudeDriver:
         self._said: list[str] = []
 
     async def start(self, options: Mapping[str, Any], transcript: Entries) -> dict[str, Any]:
-        """Start the binary. `options` as `_sdk_options` reads them. Raises `DriverError`."""
+        """Start the binary, or take the one that was started early. Raises `DriverError`.
+
+        `options` are those of `claude_options`.
+        """
         began = time.monotonic()
         leave_foreign_settings()
         check(options)
         early, mirror = self._waiting(), _Mirror(self._output, transcript)
+        try:
+            client = await self._connect(options, mirror, early)
+        except _NotTheSame:
+            assert early is not None
+            await asyncio.to_thread(early.drop)
+            early = None
+            client = await self._connect(options, mirror, None)
+        self._process = _ClientProcess(client)
+        return {
+            "sdkVersion": sdk.__version__,
+            "pid": self._process.pid,
+            "startMs": round((time.monotonic() - began) * 1000),
+            "early": early is not None,
+        }
+
+    async def _connect(
+        self, options: Mapping[str, Any], mirror: _Mirror, early: EarlyAgent | None
+    ) -> sdk.ClaudeSDKClient:
+        """Raises `DriverError`; `_NotTheSame` where the early agent is not the one that is wanted."""
         folders = early.folders if early else await asyncio.to_thread(fresh_folders, self._places.home)
         resume = mirror.resumable(options.get("resume"))
         fields = sdk_fields(
@@ -63,18 +85,12 @@ class ClaudeDriver:
         client = sdk.ClaudeSDKClient(sdk.ClaudeAgentOptions(**fields, agents=agents))
         try:
             # For tracing, of which there is none here; 20 ms.
-            with absent("opentelemetry"), _opening(self._open) if early else contextlib.nullcontext():
+            with absent("opentelemetry"), _taking(early) if early else contextlib.nullcontext():
                 await client.connect()
         except Exception as error:
             message = self._said[-1] if self._said else str(error)
             raise DriverError("agent_failed", message[:2000]) from error
-        self._process = _ClientProcess(client)
-        return {
-            "sdkVersion": sdk.__version__,
-            "pid": self._process.pid,
-            "startMs": round((time.monotonic() - began) * 1000),
-            "early": early is not None and not early.pids,
-        }
+        return client
 
     async def run(self) -> AgentEnd:
         """Hand on lines until the binary is gone; then remove what the SDK left."""
@@ -177,15 +193,7 @@ class ClaudeDriver:
     def _waiting(self) -> EarlyAgent | None:
         """An agent that was started early, unless it was taken or ended since then."""
         early = self._places.early
-        return early if early is not None and early.pids else None
-
-    async def _open(self, command: list[str], **how: Any) -> Any:
-        """Stands in for `anyio.open_process`: what was started early, where it is what is wanted now."""
-        early = self._waiting()
-        process = early.take(Asked(command, how)) if early else None
-        if process is None:
-            return await anyio.open_process(command, **how)
-        return await AdoptedProcess.adopt(process)
+        return early if early is not None and early.waits else None
 
     def _complain(self, text: str) -> None:
         self._said = [text]
@@ -306,11 +314,22 @@ def _subagents(given: Mapping[str, Any]) -> dict[str, sdk.AgentDefinition] | Non
         raise DriverError("invalid_options", "a subagent needs `description` and `prompt`") from error
 
 
+class _NotTheSame(BaseException):
+    """The SDK asks for another process than the one that waits. No failure of it, and not its to report."""
+
+
 @contextlib.contextmanager
-def _opening(instead: Callable[..., Awaitable[Any]]) -> Iterator[None]:
-    """Have the SDK call this where it would open a process (`anyio.open_process`)."""
+def _taking(early: EarlyAgent) -> Iterator[None]:
+    """Have the SDK take this where it would open a process (`anyio.open_process`). Raises `_NotTheSame`."""
+
+    async def take(command: list[str], **how: Any) -> AdoptedProcess:
+        process = early.take(Asked(command, how))
+        if process is None:
+            raise _NotTheSame
+        return await AdoptedProcess.adopt(process)
+
     before = anyio.open_process
-    setattr(anyio, "open_process", instead)  # noqa: B010 - a type checker knows it as a function
+    setattr(anyio, "open_process", take)  # noqa: B010 - a type checker knows it as a function
     try:
         yield
     finally:

@@ -2,8 +2,8 @@
 
 What is started is the SDK's to say. It is asked for its command line like this: the one module of it that
 makes that up is imported with everything left out that it does not need for it, 12 ms instead of 75, and
-is brought to the point where it would open a process. All of it is forgotten afterwards, and the driver
-imports the SDK as it is. When that opens its process, this one is taken if command, environment and all
+is brought to the point where it would open a process. The SDK's modules are forgotten afterwards, and the
+driver imports it as it is. When that opens its process, this one is taken if command, environment and all
 else are the same to the letter. So a guess that is wrong costs time and nothing else.
 """
 
@@ -12,15 +12,15 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from types import SimpleNamespace
 from typing import Any, Final
 
-from agent_runtime_sandbox.drivers import DriverError, Places
+from agent_runtime_sandbox.drivers import Places
 from agent_runtime_sandbox.drivers.absent import absent, body_later
 from agent_runtime_sandbox.drivers.claude_options import check, leave_foreign_settings, sdk_fields
-from agent_runtime_sandbox.drivers.early import Asked, EarlyAgent
+from agent_runtime_sandbox.drivers.early import Asked, EarlyAgent, Wanted
 from agent_runtime_sandbox.drivers.fresh import fresh_folders
 
 _SDK: Final = "claude_agent_sdk"
@@ -30,22 +30,23 @@ _NOT_NEEDED: Final = (f"{_SDK}.types", "anyio", "sniffio", "opentelemetry", "imp
 _log = logging.getLogger(__name__)
 
 
-def begin_early(options: Mapping[str, Any], places: Places) -> EarlyAgent | None:
+def begin_early(wanted: Wanted, places: Places) -> EarlyAgent | None:
     """Start the agent, where that can be done before its driver is there; that asks for it again.
 
     None where a conversation is resumed, which the SDK first lays out, and where anything goes wrong:
     then the driver starts it itself, and tells what is wrong.
     """
-    if options.get("resume") is not None or _SDK in sys.modules:
-        return None
+    options = wanted.options
+    if options.get("resume") is not None or _SDK in sys.modules or "anyio" in sys.modules:
+        return None  # what is imported already would not be left out, and would be changed for good
     try:
         check(options)
         leave_foreign_settings()
         folders = fresh_folders(places.home)
         # Where its transcript goes to is the driver's business; that there is such a place is not.
         fields = sdk_fields(options, places, folders, resume=None, store=object(), stderr=_unheard)
-        return EarlyAgent(_what_the_sdk_starts(_Options(**fields)), folders)
-    except (DriverError, ImportError, OSError, ValueError, _NotTold):
+        return EarlyAgent(wanted, _what_the_sdk_starts(_Options(**fields)), folders)
+    except Exception:  # whatever the SDK's own modules raise, too
         _log.debug("not started early", exc_info=True)
         return None
 
@@ -94,7 +95,7 @@ def _what_the_sdk_starts(options: _Options) -> Asked:
 
 @contextmanager
 def _transport_module() -> Iterator[Any]:
-    """The part of the SDK that makes up the command line; nothing of it stays imported."""
+    """The part of the SDK that makes up the command line; none of the SDK's own modules stays imported."""
     before = set(sys.modules)
     with ExitStack() as stack:
         for name in _NOT_NEEDED:

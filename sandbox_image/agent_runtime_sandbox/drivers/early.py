@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 from typing import Any, Final, NamedTuple
 
 from agent_runtime_sandbox import frames
@@ -26,43 +27,62 @@ class Asked(NamedTuple):
     how: dict[str, Any]
 
 
-class EarlyAgent:
-    """A process that waits for its driver. It is given out once, or ended.
-
-    `folders` are those that the driver made for it.
-    """
-
-    def __init__(self, asked: Asked, folders: Any) -> None:
-        """Start it. Raises `OSError`, `ValueError`."""
-        self.folders = folders
-        self._asked = asked
-        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(asked.command, **asked.how)
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The process, while it waits."""
-        return () if self._process is None else (self._process.pid,)
-
-    def take(self, asked: Asked) -> subprocess.Popen[bytes] | None:
-        """The process, if it is what is asked for and was not given out."""
-        if self._process is None or asked != self._asked:
-            return None
-        process, self._process = self._process, None
-        return process
-
-    def drop(self) -> None:
-        """Kill it, unless somebody took it. Idempotent; blocks for the moment that it takes."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-
 class Wanted(NamedTuple):
     """An agent that is going to be asked for."""
 
     driver: str
     options: dict[str, Any]
+
+
+class EarlyAgent:
+    """A process that waits for its driver. It is given out once, or ended; any thread may do either.
+
+    `wanted` is for whom it was started, `folders` are those that were made for it.
+    """
+
+    def __init__(self, wanted: Wanted, asked: Asked, folders: Any) -> None:
+        """Start it. Raises what `subprocess.Popen` does."""
+        self.wanted = wanted
+        self.folders = folders
+        self._asked = asked
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(asked.command, **asked.how)
+        self._ending = False
+        self._deciding = threading.Lock()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it can still be had."""
+        return self._process is not None and not self._ending
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process, until it was given out or has ended: so long it is waited for here."""
+        process = self._process
+        return () if process is None else (process.pid,)
+
+    def take(self, asked: Asked) -> subprocess.Popen[bytes] | None:
+        """The process, if it is what is asked for and can still be had."""
+        with self._deciding:
+            if not self.waits or asked != self._asked:
+                return None
+            process, self._process = self._process, None
+            return process
+
+    def drop(self) -> None:
+        """End it, unless somebody took it; return when it has ended. Idempotent, and blocks for a moment.
+
+        Its pipes are not read to their ends: something that it started may hold them for ever.
+        """
+        with self._deciding:
+            self._ending, process = True, self._process
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        self._process = None
 
 
 def look_who_waits(listener: socket.socket) -> tuple[socket.socket | None, Wanted | None]:
