@@ -7,7 +7,7 @@ import pytest
 import socketio
 from socketio.exceptions import ConnectionError as Refused
 
-from tests.runtime.transport.world import BERT, Viewer, World, complete, delta, start, world
+from tests.runtime.transport.world import BERT, FarLog, Viewer, World, complete, delta, start, world
 from tests.waiting import eventually
 
 
@@ -139,7 +139,7 @@ async def test_a_viewer_hears_the_sessions_it_joined_and_no_other() -> None:
 
 
 async def test_a_log_that_ran_away_shows_as_a_hole_and_the_client_joins_again() -> None:
-    async with world(log_bytes=2000) as w, w.viewer() as viewer:
+    async with world(log=FarLog(max_bytes_per_session=2000)) as w, w.viewer() as viewer:
         session = await w.session()
         await join(viewer, session)
         await w.log.append(session, [delta("a", "x" * 100) for _ in range(100)])

@@ -20,7 +20,7 @@ from aiohttp import web
 from agent_runtime.blocks import AssistantText, BlockState
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.errors import InvalidRequest, SandboxFault
-from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event, TextDelta
+from agent_runtime.events import EVENT, BlockComplete, BlockStart, Event, Position, TextDelta
 from agent_runtime.manager import SessionManager
 from agent_runtime.ports import (
     AgentStart,
@@ -30,6 +30,7 @@ from agent_runtime.ports import (
     GatewayEndpoint,
     Principal,
     SandboxSpec,
+    Taker,
 )
 from agent_runtime.profile import AgentProfile
 from agent_runtime.records import SandboxRef, TurnStatus
@@ -303,12 +304,19 @@ def quiet_config() -> RuntimeConfig:
     )
 
 
+class FarLog(MemoryEventLog):
+    """A log that offers nobody what is appended: whoever follows it comes and reads, or comes too late."""
+
+    async def wait(self, session_id: str, after: Position, take: Taker | None = None) -> None:
+        await super().wait(session_id, after)
+
+
 @asynccontextmanager
 async def world(
-    prefix: str | None = None, log_bytes: int | None = None, port: int = 0, **options: Any
+    prefix: str | None = None, log: MemoryEventLog | None = None, port: int = 0, **options: Any
 ) -> AsyncIterator[World]:
     """A server for as long as the block lasts. `prefix`: mounted in a host's application instead."""
-    log = MemoryEventLog() if log_bytes is None else MemoryEventLog(max_bytes_per_session=log_bytes)
+    log = log or MemoryEventLog()
     sandboxes = ScriptedSandboxes()
     config = replace(quiet_config(), **{"sandboxes": sandboxes, "log": log} | options)
     manager = SessionManager(config)
