@@ -1,6 +1,8 @@
 """The main job, told through the whole system: real server, real sandbox, real agent binary."""
 
+import os
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from agent_runtime.testing.script import Call, Say
@@ -123,6 +125,21 @@ async def test_after_a_stop_files_and_memory_come_back_in_a_new_sandbox() -> Non
         assert "[[script:bash]]" in str(asked), "the agent still knows what was said to its forerunner"
 
 
+def written(file: Path) -> bytes:
+    """All that a file holds but its holes: a sandbox's disk is 8 GiB of them."""
+    held, at = b"", 0
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        while at < size:
+            try:
+                begin = os.lseek(opened.fileno(), at, os.SEEK_DATA)
+            except OSError:  # nothing but a hole from here on
+                break
+            at = os.lseek(opened.fileno(), begin, os.SEEK_HOLE)
+            held += os.pread(opened.fileno(), at - begin, begin)
+    return held
+
+
 async def test_the_real_key_is_nowhere_but_at_the_model() -> None:
     search = "env; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n'"
     look = [[Call("Bash", {"command": search, "description": "Look around"})], [Say("That is all.")]]
@@ -136,7 +153,7 @@ async def test_the_real_key_is_nowhere_but_at_the_model() -> None:
         assert "HOME=/home/agent" in seen, "the search looked at a real environment"
         assert REAL_KEY not in seen
         for file in server.data.rglob("*"):
-            assert not file.is_file() or REAL_KEY.encode() not in file.read_bytes()
+            assert not file.is_file() or REAL_KEY.encode() not in written(file)
 
 
 async def test_a_key_that_the_model_refuses_ends_the_turn_at_once_with_a_clear_error() -> None:
