@@ -10,10 +10,11 @@ missing and nothing comes twice. It knows no Socket.IO:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -43,6 +44,9 @@ Cut = Callable[[str, str], None]
 """(connection, reason) -> it is closed; its client joins again."""
 Check = Callable[[], Awaitable[object]]
 """Raises `NotFound` when the session is no more."""
+
+_ON_THE_HEELS_S: Final = 0.0001
+"""An event so soon after one was sent is of the same turn of the loop, or nearly."""
 
 _log = structlog.get_logger(__name__)
 
@@ -74,6 +78,7 @@ class Relay:
         self._waiting: list[Admission] = []
         self._until_poked: asyncio.Timeout | None = None
         self._broken: Exception | None = None
+        self._took_at = 0.0
 
     @property
     def viewers(self) -> tuple[str, ...]:
@@ -168,10 +173,14 @@ class Relay:
     def _take(self, entries: tuple[LogEntry, ...]) -> bool:
         """Send what was appended at once, where it is what comes next and nobody is to be let in first.
 
-        To be woken for it took a seventh of what a lone event costs.
+        To be woken for it took a seventh of what a lone event costs. What follows on the heels of another
+        is left to be found, and sent with what comes meanwhile: in a rush of events to a hundred viewers
+        that is a seventh of the work.
         """
         first = entries[0].position
         if self._waiting or first.seq != self._position.seq + 1 or first.epoch != self._position.epoch:
+            return False
+        if time.monotonic() - self._took_at < _ON_THE_HEELS_S:
             return False
         try:
             self._send(tuple(self._viewers), entries)
@@ -179,6 +188,7 @@ class Relay:
             self._broken = error  # whoever appends is not to suffer from it
             return False
         self._position = entries[-1].position
+        self._took_at = time.monotonic()
         return True
 
     def _poke(self) -> None:

@@ -20,11 +20,13 @@ class Viewers:
 
     def __init__(self) -> None:
         self.seen: dict[str, list[int]] = {}
+        self.sent = 0
         self.breaks = False
 
     def deliver(self, sids: Sequence[str], events: Iterable[tuple[str, bytes]]) -> None:
         if self.breaks:
             raise ZeroDivisionError
+        self.sent += 1
         places = [json.loads(envelope)["seq"] for _, envelope in events]
         for sid in sids:
             self.seen.setdefault(sid, []).extend(places)
@@ -61,8 +63,16 @@ async def test_an_event_is_with_its_viewers_before_the_append_returns() -> None:
     async with relaying() as (_, log, viewers):
         log.append_at_once(SID, [delta(), delta()])
         assert viewers.seen == {"first": [1, 2]}
-        log.append_at_once(SID, [delta()])
-        assert viewers.seen == {"first": [1, 2, 3]}
+
+
+async def test_a_rush_of_events_is_sent_in_few_pieces() -> None:
+    async with relaying() as (_, log, viewers):
+        for _ in range(100):
+            log.append_at_once(SID, [delta()])
+        assert 0 < viewers.sent < 50
+        await rest()
+        assert viewers.seen == {"first": list(range(1, 101))}
+        assert viewers.sent < 50
 
 
 async def test_whoever_is_about_to_be_let_in_misses_nothing_and_hears_nothing_twice() -> None:
