@@ -39,6 +39,8 @@ _ANSWERS_WITHIN_S: Final = 3.0
 _ENDS_WITHIN_S: Final = 30.0
 _CLOSES_WITHIN_S: Final = 8.0
 """For all that wait to end with the runtime; what takes longer is a leftover for the next one."""
+_CALM_S: Final = 1.0
+"""After a claim, before another is made: the agent that was claimed needs the processors first."""
 _LOOK_S: Final = 30.0
 _MOST_PAUSE_S: Final = 120.0
 _OF_ITS_PATIENCE: Final = 0.5
@@ -284,12 +286,13 @@ class SandboxPool:
             await self._until_wanted()
 
     async def _until_wanted(self) -> None:
-        """Until one was claimed, or somebody may have become too old or have died."""
+        """Until one was claimed, and a little longer; or somebody may have become too old or have died."""
         try:
             async with asyncio.timeout(min(_LOOK_S, self._oldest_s() / 4)):
                 await self._wanted.wait()
         except TimeoutError:
             return
+        await asyncio.sleep(_CALM_S)
 
     async def _tend(self) -> None:
         """End those that are of no use any more, make those that are missing. Raises `RuntimeFault`."""

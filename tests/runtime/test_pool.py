@@ -39,7 +39,7 @@ def pool_of(size: int, **more: Any) -> dict[str, Any]:
 @asynccontextmanager
 async def pooled(size: int, *, more: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[World]:
     async with world(echo, **pool_of(size, **(more or {})) | options) as it:
-        await asyncio.sleep(1)
+        await asyncio.sleep(2)
         yield it
 
 
@@ -73,7 +73,7 @@ def test_a_sandbox_that_waits_is_the_sessions_from_its_first_message_on(
             assert stored is not None
             assert stored.sandbox is not None
             assert stored.sandbox.lane == first.ref.lane
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
             assert len(waiting(it)) == 2
             assert second in waiting(it)
 
@@ -236,11 +236,11 @@ def test_at_a_shutdown_those_that_wait_are_ended_and_those_of_sessions_go_on(
         store = MemoryPersistence()
         async with ScriptedSandboxes(echo) as sandboxes:
             async with runtime(sandboxes, store, leaves=True, **pool_of(3)) as it:
-                await asyncio.sleep(1)
+                await asyncio.sleep(2)
                 used = await served(it)
             assert [each.ref.sandbox_id for each in sandboxes.living()] == [used]
             async with runtime(sandboxes, store, **NEVER_IDLE) as it:
-                await asyncio.sleep(1)
+                await asyncio.sleep(2)
                 assert [each.ref.sandbox_id for each in sandboxes.living()] == [used]
 
     told_fast(story(), monkeypatch)
@@ -251,7 +251,7 @@ def test_a_shutdown_while_one_is_being_made_leaves_nothing(monkeypatch: pytest.M
         async with ScriptedSandboxes(echo) as sandboxes:
             sandboxes.before_create = hangs
             async with runtime(sandboxes, MemoryPersistence(), leaves=True, **pool_of(3)) as it:
-                await asyncio.sleep(1)
+                await asyncio.sleep(2)
             assert sandboxes.made == []
             assert it.gateway.opened == set()
 
@@ -262,7 +262,7 @@ def test_a_provider_that_ends_nothing_holds_no_shutdown_up(monkeypatch: pytest.M
     async def story() -> None:
         async with ScriptedSandboxes(echo) as sandboxes:
             async with runtime(sandboxes, MemoryPersistence(), leaves=True, **pool_of(3)):
-                await asyncio.sleep(1)
+                await asyncio.sleep(2)
                 good, sandboxes.before_stop = sandboxes.before_stop, hangs
                 began = asyncio.get_running_loop().time()
             assert asyncio.get_running_loop().time() - began < 10
@@ -276,13 +276,13 @@ def test_after_a_kill_the_next_runtime_ends_those_that_wait(monkeypatch: pytest.
         store = MemoryPersistence()
         async with ScriptedSandboxes(echo) as sandboxes:
             async with runtime(sandboxes, store, leaves=True, **pool_of(2)) as it:
-                await asyncio.sleep(1)
+                await asyncio.sleep(2)
                 used = await served(it)
                 it.manager._pool._waiting.clear()  # as a kill leaves them: nobody ends them
                 await killed(it)
             assert len(sandboxes.living()) >= 2
             async with runtime(sandboxes, store, **NEVER_IDLE) as it:
-                await asyncio.sleep(1)
+                await asyncio.sleep(2)
                 assert [each.ref.sandbox_id for each in sandboxes.living()] == [used]
 
     told_fast(story(), monkeypatch)
@@ -295,9 +295,9 @@ def test_a_wake_that_is_given_up_in_mid_claim_leaves_nothing(monkeypatch: pytest
             it.sandboxes.before_connect = hangs
             session_id = await it.new()
             await it.manager.prewarm_session(ANNA, session_id)
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
             await it.manager.stop_session(ANNA, session_id)
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
             assert await it.phase(session_id) is Phase.DORMANT
             assert one not in it.sandboxes.living()
 
@@ -328,7 +328,9 @@ def test_an_agent_that_waits_answers_the_first_message_of_a_session(monkeypatch:
             assert commands(one) == ["start"]
             assert await served(it) == one.ref.sandbox_id
             assert commands(one) == ["start", "message"]
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
+            assert not waiting(it), "the agent that was claimed has the processors for itself at first"
+            await asyncio.sleep(1.5)
             (next_one,) = waiting(it)
             assert next_one.runner.started is not None
 
@@ -362,11 +364,11 @@ def test_a_session_that_remembers_is_not_given_an_agent_that_does_not(
 
     async def story() -> None:
         async with world(remembers, **pool_of(1, agents=True)) as it:
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
             session_id = await it.new(message="hello")
             await it.ended(session_id, 1)
             await it.manager.stop_session(ANNA, session_id)
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
             (one,) = waiting(it)
             await it.send(session_id, "again")
             await it.ended(session_id, 2)
