@@ -143,6 +143,17 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+async def a_conversation_about_a_heron() -> tuple[Frame, dict[str, list[Frame]]]:
+    """The result line of an agent that was told of one and has ended, and the transcript that it left."""
+    async with agent_world() as (runner, _):
+        client = await runner.attach()
+        await start(client)
+        first = await ask(client, "remember the heron [[script:text]]")
+        await client.result("close")
+        transcript = transcript_of(client)
+    return first, transcript
+
+
 def descendants(pid: int) -> set[int]:
     """Pids of all children and theirs."""
     found: set[int] = set()

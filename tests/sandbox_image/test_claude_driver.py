@@ -3,6 +3,7 @@
 import signal
 
 from tests.sandbox_image.agent_world import (
+    a_conversation_about_a_heron,
     agent_world,
     alive,
     answer_to,
@@ -40,12 +41,7 @@ async def test_a_turn_gives_native_lines_a_transcript_and_the_files_it_made() ->
 
 
 async def test_a_conversation_goes_on_in_an_empty_sandbox_with_what_was_mirrored() -> None:
-    async with agent_world() as (runner, _):
-        client = await runner.attach()
-        await start(client)
-        first = await ask(client, "remember the heron [[script:text]]")
-        await client.result("close")
-        transcript = transcript_of(client)
+    first, transcript = await a_conversation_about_a_heron()
 
     async with agent_world() as (runner, model):
         client = await runner.attach()

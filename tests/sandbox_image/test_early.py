@@ -14,7 +14,15 @@ import pytest
 from agent_runtime_sandbox import frames
 from agent_runtime_sandbox.drivers.adopted import AdoptedProcess
 from agent_runtime_sandbox.drivers.early import Asked, EarlyAgent, Wanted, look_who_waits
-from tests.sandbox_image.agent_world import agent_world, alive, ask, descendants, kill, start, transcript_of
+from tests.sandbox_image.agent_world import (
+    a_conversation_about_a_heron,
+    agent_world,
+    alive,
+    ask,
+    descendants,
+    kill,
+    start,
+)
 from tests.sandbox_image.runner_client import Frame, RunnerClient
 from tests.waiting import eventually
 
@@ -81,12 +89,7 @@ async def test_it_ends_with_a_runner_that_is_told_to_end_while_it_is_still_being
 
 
 async def test_who_comes_after_one_who_asked_and_left_gets_the_agent_that_it_asks_for() -> None:
-    async with agent_world() as (runner, _):
-        client = await runner.attach()
-        await start(client)
-        first = await ask(client, "remember the heron [[script:text]]")
-        await client.result("close")
-        transcript = transcript_of(client)
+    first, transcript = await a_conversation_about_a_heron()
 
     for options in ({"model": "claude-haiku-4-5"}, {"resume": first["session_id"]}):
         async with agent_world(first=starting()) as (runner, model):

@@ -21,8 +21,8 @@ from agent_runtime.ports import ByteTaker
 
 SOCKET_NAME: Final = "control.sock"
 RECEIVE_BYTES: Final = 64 * 1024
-"""Of one read. What a larger one holds is read as JSON at once, and so much that lives together is looked at
-by the garbage collector: with 256 KiB a line of many took half as long again."""
+"""Of one `receive`. What a larger one holds is read as JSON at once, and so much that lives together is
+looked at by the garbage collector: with 256 KiB a line of many took half as long again."""
 _LITTLE_BYTES: Final = 16 * 1024
 """What may be offered to a taker in the loop's own callback."""
 BACKLOG: Final = 512
