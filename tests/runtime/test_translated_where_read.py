@@ -87,7 +87,7 @@ near_and_far = pytest.mark.parametrize("log_type", [MemoryEventLog, SlowLog])
 
 @asynccontextmanager
 async def feeding(
-    log_type: type[MemoryEventLog], *, ends: bool = False
+    log_type: type[MemoryEventLog], *, ends: bool = False, gathering: Gathering | None = None
 ) -> AsyncIterator[tuple[RunnerFeed, Session]]:
     """`ends`: the feed may end by itself, with its sandbox."""
     store, log, sandbox = MemoryPersistence(), log_type(), PairedSandbox()
@@ -113,7 +113,7 @@ async def feeding(
         recorder,
         turn_id=lambda: session.turn_id,
         report=session.act,
-        gathering=Gathering(0.0),
+        gathering=gathering or Gathering(0.0),
     )
     try:
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
@@ -276,3 +276,19 @@ async def test_quiet_is_not_said_while_a_far_log_has_not_got_what_was_translated
             for _ in range(STEPS):
                 await asyncio.sleep(0)
         assert looked_between
+
+
+async def test_while_the_loop_is_busy_what_comes_in_pieces_is_told_as_few_events() -> None:
+    times, spent = itertools.count(0.0, 0.1), itertools.count(0.0, 0.1)
+    busy = Gathering(0.05, clock=lambda: next(times), spent=lambda: next(spent))
+    async with feeding(MemoryEventLog, gathering=busy) as (_, session):
+        session.agent_says(BlockStart(block=TEXT))
+        await eventually(lambda: "text" in session.recorder.conversation)
+        expected = ""
+        for number in range(50):
+            session.agent_says(delta(f"{number} "))
+            expected += f"{number} "
+            await asyncio.sleep(0)
+        while "".join(text for _, text in await session.told()) != expected:
+            await asyncio.sleep(0)
+        assert len(await session.told()) < 10
