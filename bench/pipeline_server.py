@@ -24,8 +24,8 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from agent_runtime.cli.collecting import sparing_the_loop
 from agent_runtime.cli.composition import compose
-from agent_runtime.cli.serve import spare_the_collector
 from agent_runtime.cli.settings import SandboxKind, Settings
 from agent_runtime.errors import SandboxFault
 from agent_runtime.ports import AgentStart, Capabilities, Channel, SandboxProvider, SandboxSpec
@@ -130,11 +130,11 @@ async def serve(folder: Path, runners: int, coalesce_within_s: float) -> None:
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        spare_the_collector()
-        print(json.dumps({"port": runner.addresses[0][1], "token": TOKEN}), flush=True)
         ended = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(15, ended.set)
-        await ended.wait()
+        async with sparing_the_loop():
+            print(json.dumps({"port": runner.addresses[0][1], "token": TOKEN}), flush=True)
+            await ended.wait()
         await runtime.manager.stop_all()
     finally:
         await runner.cleanup()

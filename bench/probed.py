@@ -28,8 +28,8 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from agent_runtime.cli.collecting import sparing_the_loop
 from agent_runtime.cli.composition import compose
-from agent_runtime.cli.serve import spare_the_collector
 from agent_runtime.cli.settings import Settings
 from agent_runtime.ports import AgentStart
 from agent_runtime.profile import AgentProfile
@@ -106,11 +106,10 @@ async def serve(settings: Settings) -> None:
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        spare_the_collector()
-        print(json.dumps({"url": f"http://127.0.0.1:{runner.addresses[0][1]}"}), flush=True)
         over = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-        async with asyncio.TaskGroup() as tasks:
+        async with sparing_the_loop(), asyncio.TaskGroup() as tasks:
+            print(json.dumps({"url": f"http://127.0.0.1:{runner.addresses[0][1]}"}), flush=True)
             watching = tasks.create_task(probe.run())
             await over.wait()
             watching.cancel()

@@ -8,7 +8,6 @@ demo).
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from agent_runtime.ports import ModelGateway
 from agent_runtime.runtime import AgentRuntime
 from agent_runtime.transport.auth import OpenAccess, TokenAuthenticator, is_loopback, new_token
 
+from .collecting import sparing_the_loop
 from .composition import compose, surroundings
 from .folder import held
 from .settings import Settings
@@ -32,9 +32,6 @@ from .settings import Settings
 TOKEN_ENV: Final = "AGENT_RUNTIME_TOKEN"
 _SHUTDOWN_TIMEOUT_S: Final = 5.0
 """For open requests at the end; viewers reconnect, so nothing is gained by waiting for streams."""
-_COLLECT_AFTER: Final = (2_000, 10, 5)
-"""New objects, and looks at young ones, until the next look. Python's own 700, 10, 10 took a fifth of a loop
-that is busy with events. With 10,000 what sessions leave behind when they are unloaded stays for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +87,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.put_nowait, number)
-    async with surroundings(settings), running(settings) as served:
-        spare_the_collector()
+    async with surroundings(settings), running(settings) as served, sparing_the_loop():
         ready = {"event": "ready", "url": served.url, "token": served.token}
         sys.stdout.write(orjson.dumps(ready).decode() + "\n")
         sys.stdout.flush()
@@ -100,17 +96,6 @@ async def serve(settings: Settings) -> None:
             sys.stderr.write("ending the sandboxes\n")
             await served.runtime.manager.stop_all()
         sys.stderr.write("closing\n")
-
-
-def spare_the_collector() -> None:
-    """Have it look rarely, and never at what was imported and stays.
-
-    To look through the imports stopped the loop for 80 ms. What sessions keep (events, blocks) has no
-    cycles and goes without it; as often as Python would by itself, it looked through all of that.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _url(runner: web.AppRunner, host: str) -> str:
