@@ -62,6 +62,8 @@ def told(samples: list[Sample]) -> dict[str, Any]:
     return {
         "tokens_per_second": summary([each.lines_per_second for each in samples]),
         "server_us_per_token": summary([each.server_us for each in samples]),
+        "server_share": summary([each.server_share for each in samples]),
+        "load_share": summary([each.load_share for each in samples]),
         "late_us_p50": summary([each.lateness(0.5) for each in samples]),
         "late_us_p99": summary([each.lateness(0.99) for each in samples]),
         "tokens_per_frame": summary([each.written / each.frames for each in samples]),
@@ -74,7 +76,17 @@ def tell(found: dict[int, dict[str, list[Sample]]]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for sessions, variants in found.items():
         figures = {name: told(samples) for name, samples in variants.items()}
-        head = ["", "tokens/s", "server us", "p50 us", "p99 us", "tokens/frame", "MiB"]
+        head = [
+            "",
+            "tokens/s",
+            "server us",
+            "its core",
+            "load's core",
+            "p50 us",
+            "p99 us",
+            "tokens/frame",
+            "MiB",
+        ]
         rows = [[name, *(value["median"] for value in each.values())] for name, each in figures.items()]
         table(f"{sessions} sessions, {TOKENS_PER_SECOND} tokens a second each", head, rows)
         by_name = {name: [each.server_us for each in samples] for name, samples in variants.items()}

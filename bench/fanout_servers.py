@@ -21,6 +21,7 @@ import socketio
 import uvloop
 from aiohttp import WSMsgType, web
 
+from agent_runtime.cli.collecting import sparing_the_loop
 from agent_runtime.clock import now
 from agent_runtime.config import RuntimeConfig
 from agent_runtime.creation import NewSession
@@ -164,10 +165,10 @@ async def _serve(stack: AsyncExitStack, app: web.Application) -> int:
 
 
 async def serve(name: str) -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop; all of them with the collector's manners of a served runtime."""
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    async with AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack, sparing_the_loop():
         port, emit, rooms = await SERVERS[name](stack)
 
         async def obey(lines: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:

@@ -68,6 +68,7 @@ def told(samples: list[Sample]) -> dict[str, Any]:
         "lines_per_second": summary([each.lines_per_second for each in samples]),
         "server_us_per_line": summary([each.server_us for each in samples]),
         "runners_us_per_line": summary([each.runners_us for each in samples]),
+        "load_us_per_line": summary([each.load_us for each in samples]),
         "late_us_p50": summary([each.lateness(0.5) for each in samples]),
         "late_us_p99": summary([each.lateness(0.99) for each in samples]),
         "peak_mib": summary([each.peak_bytes / MIB for each in samples]),
@@ -95,7 +96,18 @@ def tell(sessions: int, found: dict[str, dict[str, list[Sample]]]) -> dict[str, 
                 [each.lines_per_second for each in by_carrier[OURS]],
                 [each.lines_per_second for each in by_carrier[NAIVE]],
             )
-    head = ["load", "lines/s", "server us", "runners us", "p50 us", "p99 us", "MiB", "lines/frame", "min/max"]
+    head = [
+        "load",
+        "lines/s",
+        "server us",
+        "runners us",
+        "load us",
+        "p50 us",
+        "p99 us",
+        "MiB",
+        "lines/frame",
+        "min/max",
+    ]
     table(f"{sessions} sessions", head, rows)
     return kept
 

@@ -43,12 +43,16 @@ _RESTS_S, _RUNNER_RESTS_S = 0.01, 0.0001
 
 @dataclass(frozen=True)
 class Sample:
-    """One turn of all agents: what its deltas took, not its beginning and end. Microseconds, bytes."""
+    """One turn of all agents: what its deltas took, not its beginning and end. Microseconds, bytes.
+
+    `load_us`: of agents and viewers, which share their core with the runners.
+    """
 
     written: int
     lines_per_second: float
     server_us: float
     runners_us: float
+    load_us: float
     late_us: list[int]
     peak_bytes: int
     least: int
@@ -58,6 +62,16 @@ class Sample:
     def lateness(self, share: float) -> float:
         """Microseconds from a line's writing to its arrival that so many of all lines keep to."""
         return self.late_us[min(len(self.late_us) - 1, int(len(self.late_us) * share))]
+
+    @property
+    def server_share(self) -> float:
+        """What the server took of its core while lines came."""
+        return self.server_us * self.lines_per_second / 1e6
+
+    @property
+    def load_share(self) -> float:
+        """What everybody else took of the other core meanwhile."""
+        return (self.runners_us + self.load_us) * self.lines_per_second / 1e6
 
     @property
     def fairness(self) -> float:
@@ -84,16 +98,21 @@ class Carrier:
         await self._send()
         await self._ask({"lines_per_second": lines_per_second, "seconds": seconds})
         await self._at_rest()
-        served, ran = cpu_seconds(self.server), sum(map(cpu_seconds, self.runners))
+        before = self._spent()
         async with asyncio.TaskGroup() as tasks:
             peak = tasks.create_task(self._peak())
             told = await self._written(from_journals=from_journals)
             await self._at_rest()
-            served, ran = cpu_seconds(self.server) - served, sum(map(cpu_seconds, self.runners)) - ran
+            spent = [after - then for after, then in zip(self._spent(), before, strict=True)]
             self._say("end")
             received = [await each.end() for each in self.viewers]
             peak.cancel()
-        return judged(told, received, served, ran, self._peak_bytes[0])
+        return judged(told, received, spent, self._peak_bytes[0])
+
+    def _spent(self) -> tuple[float, float, float]:
+        """Processor time of the server, of all runners, and of agents and viewers."""
+        load = cpu_seconds(self.agents.pid) + cpu_seconds(os.getpid())
+        return cpu_seconds(self.server), sum(map(cpu_seconds, self.runners)), load
 
     async def _written(self, *, from_journals: bool) -> dict[str, Any]:
         """Have the agents write; what they wrote. `from_journals`: with the server stopped meanwhile."""
@@ -152,7 +171,7 @@ class Carrier:
 _PEAKS: dict[int, list[int]] = {}
 
 
-def judged(told: dict[str, Any], received: list[Received], served: float, ran: float, peak: int) -> Sample:
+def judged(told: dict[str, Any], received: list[Received], spent: list[float], peak: int) -> Sample:
     """Every line must have come, once and in its place; then what it took."""
     written, late, last, in_time = sum(told["written"]), [], 0, []
     until = (told["began"] + told["seconds"]) * 1e9
@@ -163,11 +182,13 @@ def judged(told: dict[str, Any], received: list[Received], served: float, ran: f
         late += [lateness for _, lateness, _ in deltas]
         last = max(last, deltas[-1][2] if deltas else 0)
         in_time.append(sum(arrived <= until for _, _, arrived in deltas))
+    server_us, runners_us, load_us = (seconds * 1e6 / max(1, written) for seconds in spent)
     return Sample(
         written=written,
         lines_per_second=written / max(1e-9, last / 1e9 - told["began"]),
-        server_us=served * 1e6 / max(1, written),
-        runners_us=ran * 1e6 / max(1, written),
+        server_us=server_us,
+        runners_us=runners_us,
+        load_us=load_us,
         late_us=sorted(late),
         peak_bytes=peak,
         least=min(in_time),
