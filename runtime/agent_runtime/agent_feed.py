@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from agent_runtime.events import Event, InputDelta, TextDelta
+from agent_runtime.events import Delta, Event
 from agent_runtime.incoming import exit_error, moment
 from agent_runtime.ports import Translator
 from agent_runtime.recorder import Recorder
@@ -143,14 +143,14 @@ class AgentFeed:
             self._arrived.set()
 
     def _deltas(self) -> tuple[list[Event], Sequence[Event | Heard]]:
-        """The deltas of the first lines; what the first line means that is more, or nothing."""
+        """The deltas that stand first; the rest of what the first line means that is more, or nothing."""
         deltas: list[Event] = []
         while self._lines:
             told = self._line(self._lines.popleft())
-            found = [each for each in told if isinstance(each, TextDelta | InputDelta)]
-            if len(found) != len(told):
-                return deltas, told
-            deltas += found
+            for place, each in enumerate(told):
+                if not isinstance(each, Delta):
+                    return deltas, told[place:]
+                deltas.append(each)
         return deltas, ()
 
     async def run(self) -> None:

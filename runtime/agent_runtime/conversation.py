@@ -288,7 +288,10 @@ def _is_same(one: Block, other: Block) -> bool:
 
 
 def merge_deltas(events: Sequence[Event]) -> list[Event]:
-    """Join neighbouring text deltas of one block, so that what arrived at once is one event."""
+    """Join neighbouring text deltas of one block, so that what arrived at once is one event.
+
+    Texts are joined once for all of them: piece by piece took time that grew with their square.
+    """
     if len(events) <= 1:  # nearly always, where a model speaks no faster than it is heard
         return list(events)
     merged: list[Event] = []
@@ -299,17 +302,12 @@ def merge_deltas(events: Sequence[Event]) -> list[Event]:
             pieces.append(event.delta)
             continue
         if len(pieces) > 1 and isinstance(last, TextDelta):
-            merged[-1] = _joined(last, pieces)
+            merged[-1] = last.saying("".join(pieces))
         merged.append(event)
         pieces, last = [event.delta] if isinstance(event, TextDelta) else [], event
     if len(pieces) > 1 and isinstance(last, TextDelta):
-        merged[-1] = _joined(last, pieces)
+        merged[-1] = last.saying("".join(pieces))
     return merged
-
-
-def _joined(first: TextDelta, pieces: list[str]) -> TextDelta:
-    """One copy for all of them: a copy a piece took 5 us each, and time that grew with their square."""
-    return first.model_copy(update={"delta": "".join(pieces)})
 
 
 def _completed(block: Block, turn_id: str | None) -> BlockComplete:

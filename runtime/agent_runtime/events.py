@@ -1,4 +1,4 @@
-"""Events: what happened in a session, one frozen model each, one union; and places in the log.
+"""Events: what happened in a session, one frozen value each, one union; and places in the log.
 
 An event is a bare fact. Appending it to the log gives it a position and a time, which makes it a
 `LogEntry`. `conversation` folds events; `transport.wire` turns an entry into the envelope that
@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from agent_runtime.blocks import Block
-from agent_runtime.frozen import Frozen
+from agent_runtime.frozen import Frozen, light
 from agent_runtime.records import QueuedMessage, RuntimeStatus, Turn, Usage, WorkspaceFile
 
 
@@ -54,20 +54,50 @@ class BlockStart(EventFields):
     block: Block
 
 
-class TextDelta(EventFields):
+@light
+class Delta:
+    """A piece of a block's content, with the fields of any event. Nearly all events are deltas."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = Frozen.model_config
+
+    type: str
+    block_id: str
+    delta: str
+    turn_id: str | None = None
+    conversation_id: str | None = None
+
+    def saying(self, delta: str) -> Self:
+        """The same piece with another text."""
+        return type(self)(
+            type=self.type,
+            block_id=self.block_id,
+            delta=delta,
+            turn_id=self.turn_id,
+            conversation_id=self.conversation_id,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of this event, as of `Frozen`."""
+        told = {"type": self.type, "blockId": self.block_id, "delta": self.delta}
+        if self.turn_id is not None:
+            told["turnId"] = self.turn_id
+        if self.conversation_id is not None:
+            told["conversationId"] = self.conversation_id
+        return told
+
+
+@light
+class TextDelta(Delta):
     """Append `delta` to the block's content."""
 
     type: Literal["text_delta"] = "text_delta"
-    block_id: str
-    delta: str
 
 
-class InputDelta(EventFields):
+@light
+class InputDelta(Delta):
     """A piece of a tool's input as JSON text, for display; `block_complete` has the input."""
 
     type: Literal["input_delta"] = "input_delta"
-    block_id: str
-    delta: str
 
 
 class BlockUpdate(EventFields):

@@ -7,11 +7,14 @@ build on it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
 from pydantic.alias_generators import to_camel
+
+T = TypeVar("T")
 
 
 def _to_the_millisecond(moment: datetime) -> datetime:
@@ -61,6 +64,16 @@ class Strict(Frozen):
     model_config = ConfigDict(
         frozen=True, alias_generator=to_camel, populate_by_name=True, extra="forbid", ser_json_bytes="base64"
     )
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def light(made: type[T]) -> type[T]:
+    """A value that is made so often that it has no room for more than its fields; no model.
+
+    A model takes 1.4 us and 480 bytes in three objects, one of these 0.4 us and 72 bytes in one. That nobody
+    changes it is for mypy to see: to be `frozen` takes another 0.5 us.
+    """
+    return dataclass(slots=True, kw_only=True, unsafe_hash=True)(made)
 
 
 def text_of(value: str) -> str:

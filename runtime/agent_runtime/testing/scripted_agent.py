@@ -91,13 +91,13 @@ class ScriptedTranslator:
         if "report" in line:
             return _report(line)
         try:
-            event: Event = EVENT.validate_python(line.get("event"))
-        except ValueError:
+            event: Event = EVENT.validate_python({**line.get("event", {}), "turnId": turn_id})
+        except (TypeError, ValueError):
             return ()
-        changes: dict[str, Any] = {"turn_id": turn_id}
         if isinstance(event, BlockStart | BlockComplete):
-            changes["block"] = event.block.model_copy(update={"turn_id": turn_id})
-        return (event.model_copy(update=changes),)
+            block = event.block.model_copy(update={"turn_id": turn_id})
+            return (event.model_copy(update={"block": block}),)
+        return (event,)
 
     def memory(self) -> dict[str, Any]:
         """What is at work."""

@@ -15,12 +15,9 @@ from agent_runtime.events import (
     BlockComplete,
     BlockStart,
     BlockUpdate,
-    InputDelta,
+    Delta,
     LogEntry,
-    TextDelta,
 )
-
-Delta = TextDelta | InputDelta
 
 
 def compact(entries: Sequence[LogEntry]) -> list[LogEntry]:
@@ -50,7 +47,7 @@ def _merged(entries: Sequence[LogEntry]) -> list[LogEntry]:
         event = entry.event
         run = None
         match event:
-            case TextDelta() | InputDelta():
+            case Delta():
                 run = growing.setdefault((event.block_id, event.type), [])
                 run.append(entry)
             case BlockStart():
@@ -75,8 +72,7 @@ def _settle(growing: dict[tuple[str, str], list[LogEntry]], block_id: str) -> No
 
 
 def _joined(parts: Sequence[LogEntry]) -> LogEntry:
-    last = parts[-1]
     if len(parts) == 1:
-        return last
-    text = "".join(part.event.delta for part in parts if isinstance(part.event, Delta))
-    return replace(last, event=last.event.model_copy(update={"delta": text}))
+        return parts[0]
+    told = [part.event for part in parts if isinstance(part.event, Delta)]
+    return replace(parts[-1], event=told[-1].saying("".join([each.delta for each in told])))

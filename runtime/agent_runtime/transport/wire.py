@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from agent_runtime.errors import Category, InvalidRequest, RuntimeFault
-from agent_runtime.events import InputDelta, LogEntry, TextDelta
+from agent_runtime.events import LogEntry
 
 VERSION: Final = 1
 """Rises when something is removed or changes its meaning."""
@@ -141,24 +141,14 @@ def timestamp(moment: datetime) -> str:
 def envelope(session_id: str, entry: LogEntry) -> dict[str, Any]:
     """What every transport shows of one event in its place."""
     event, position = entry.event, entry.position
-    shown = {
+    return {
         "v": VERSION,
         "sessionId": session_id,
         "epoch": position.epoch,
         "seq": position.seq,
         "ts": timestamp(entry.at),
-        "type": event.type,
+        **event.to_json(),
     }
-    if not isinstance(event, TextDelta | InputDelta):
-        return shown | event.to_json()
-    # Deltas are nearly all of the traffic, and a model's dump costs ten times what this does.
-    shown["blockId"] = event.block_id
-    shown["delta"] = event.delta
-    if event.turn_id is not None:
-        shown["turnId"] = event.turn_id
-    if event.conversation_id is not None:
-        shown["conversationId"] = event.conversation_id
-    return shown
 
 
 def encoded(session_id: str, entry: LogEntry) -> bytes:

@@ -106,4 +106,4 @@ async def test_closing_lets_go_of_those_who_wait() -> None:
 def test_the_size_of_an_event_grows_with_its_text_and_errs_upwards() -> None:
     assert size_of(delta(10_000)) - size_of(delta(0)) == 10_000
     assert size_of(TextDelta(block_id="b", delta="🦊" * 100)) > size_of(delta(100)) + 250
-    assert size_of(delta(0)) > 700
+    assert size_of(delta(0)) > 450

@@ -78,7 +78,7 @@ class ScriptedAgent:
     ) -> Sequence[Translated]:
         if line.get("rest"):
             return [AgentTurnEnded(TurnStatus.COMPLETED, stop_reason="end_turn")]
-        return [EVENT.validate_python(dict(line)).model_copy(update={"turn_id": turn_id})]
+        return [EVENT.validate_python({**line, "turnId": turn_id})]
 
     def read_transcript(self, transcript: Mapping[str, Any]) -> tuple[()]:
         return ()

@@ -13,7 +13,7 @@ import pytest
 
 from agent_runtime.blocks import ToolResult, ToolUse
 from agent_runtime.conversation import merge_deltas
-from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, InputDelta, TextDelta
+from agent_runtime.events import BlockComplete, BlockStart, BlockUpdate, Delta, TextDelta
 from agent_runtime.frozen import Frozen
 from agent_runtime.reports import AgentTurnBegan, AgentTurnEnded, Translated
 from tests.adapters.agents.claude.scenarios import GOLDEN, SCENARIOS, read, translated
@@ -32,7 +32,7 @@ NEVER_ANSWERED |= dict.fromkeys(
 
 
 def shown(fact: Translated) -> dict[str, Any]:
-    if isinstance(fact, Frozen):
+    if isinstance(fact, Frozen | Delta):
         return fact.to_json()
     told = {
         name: value.to_json() if isinstance(value, Frozen) else value
@@ -63,7 +63,7 @@ def test_every_block_begins_once_and_is_completed_once(scenario: str) -> None:
             case BlockComplete():
                 assert fact.block_id in started - completed
                 completed.add(fact.block_id)
-            case TextDelta() | InputDelta():
+            case Delta():
                 assert fact.block_id in started - completed
             case BlockUpdate():
                 assert fact.block_id in completed

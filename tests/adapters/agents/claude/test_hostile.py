@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent_runtime.events import Delta
 from agent_runtime.frozen import Frozen
 from agent_runtime_adapters.agents.claude.lines import MAX_TEXT
 from agent_runtime_adapters.agents.claude.transcript import read_transcript
@@ -62,6 +63,8 @@ def swallow(native: list[dict[str, Any]]) -> None:
         for fact in translator.translate(line, turn_id="t", at=AT):
             if isinstance(fact, Frozen):
                 fact.model_dump_json(by_alias=True)
+            elif isinstance(fact, Delta):
+                fact.delta.encode()
 
 
 @bounded

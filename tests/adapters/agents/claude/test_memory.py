@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_runtime.events import BlockComplete, BlockStart
+from agent_runtime.events import BlockComplete, BlockStart, Delta
 from agent_runtime.frozen import Frozen
 from agent_runtime.reports import Translated
 from agent_runtime_adapters.agents.claude.agent import ClaudeAgent
@@ -104,6 +104,8 @@ def test_a_memory_that_makes_no_sense_is_none_and_never_raises(
         for fact in facts:
             if isinstance(fact, Frozen):
                 fact.model_dump_json(by_alias=True)
+            elif isinstance(fact, Delta):
+                fact.delta.encode()
     assert json.dumps(translator.memory())
 
 
