@@ -14,13 +14,14 @@ import orjson
 from agent_runtime.clock import now
 from agent_runtime.frozen import text_of
 from agent_runtime.records import TurnError
-from agent_runtime_sandbox.frames import Frame, LongFrame, encode
+from agent_runtime_sandbox.frames import Frame, Loads, LongFrame, encode
 
 _MAX_NESTING: Final = 200
 _DIGITS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 19
 """What a number beyond 64 bits has in it, once all digits are 0. A regular expression takes five times as
 long to find one, longer than reading the line."""
+_NUMBER: Final = (int, float)
 _YEAR_3000: Final = 32_503_680_000
 
 
@@ -30,17 +31,31 @@ def loads(line: bytes) -> Any:
     The fast reader makes integers beyond 64 bits inexact, and refuses a few things that the other takes
     (lone surrogates, NaN). A line that may hold the former is the other's from the beginning.
     """
-    if _LONG_NUMBER not in line.translate(_DIGITS):
-        try:
-            return orjson.loads(line)
-        except ValueError:
-            pass
-    return json.loads(line)
+    return json.loads(line) if _has_long_number(line) else _fast_loads(line)
+
+
+def loads_for(data: bytes) -> Loads:
+    """What reads each line of these bytes as `loads` does.
+
+    To look for long numbers in every line by itself took 0.8 us a line, half as long as to look at eight.
+    """
+    return loads if _has_long_number(data) else _fast_loads
+
+
+def _has_long_number(data: bytes) -> bool:
+    return data.translate(_DIGITS).find(_LONG_NUMBER) >= 0
+
+
+def _fast_loads(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        return json.loads(line)
 
 
 def moment(seconds: object) -> datetime:
     """The runner's own clock where it is believable, ours otherwise."""
-    if isinstance(seconds, int | float) and 0 <= seconds < _YEAR_3000:
+    if isinstance(seconds, _NUMBER) and 0 <= seconds < _YEAR_3000:
         return datetime.fromtimestamp(seconds, UTC)
     return now()
 

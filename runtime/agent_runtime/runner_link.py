@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from agent_runtime.errors import RuntimeFault, SandboxFault
 from agent_runtime.frozen import text_of
-from agent_runtime.incoming import loads
+from agent_runtime.incoming import loads_for
 from agent_runtime.ports import Channel, Sandbox
 from agent_runtime.workspace import raw_path
 from agent_runtime_sandbox.frames import CHUNK_BYTES, Frame, FrameError, FrameReader, decode, encode
@@ -65,7 +65,7 @@ class RunnerLink:
         self._chunks: dict[str, bytearray] = {}
         self._late: list[Frame] = []
         self._early = b""
-        self._reader = FrameReader(loads)
+        self._reader = FrameReader(loads_for)
         self._connected = asyncio.Event()
         self._connected.set()
         self._closed = False
@@ -322,7 +322,7 @@ class RunnerLink:
         self._connected.clear()
         self._fail_replies()
         await self._channel.close()
-        self._reader = FrameReader(loads)
+        self._reader = FrameReader(loads_for)
         while not self._closed and self._idle_reconnects < _RECONNECTS and await self.sandbox.alive():
             self._idle_reconnects += 1
             with suppress(SandboxFault):

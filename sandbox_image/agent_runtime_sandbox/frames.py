@@ -131,10 +131,12 @@ Loads = Callable[[bytes], Any]
 """`json.loads`, or what gives the same and raises ValueError where that does; see `FrameReader`."""
 
 
-def decode(line: bytes, loads: Loads = json.loads) -> Frame:
+def decode(line: bytes) -> Frame:
     """Read one line. Raises `FrameError`."""
-    if len(line) > LONG_BYTES:
-        return FrameReader().feed(line + b"\n")[0]
+    return FrameReader().feed(line + b"\n")[0] if len(line) > LONG_BYTES else _short(line, json.loads)
+
+
+def _short(line: bytes, loads: Loads) -> Frame:
     try:
         return _frame(loads(line))
     except (ValueError, RecursionError) as error:
@@ -208,11 +210,12 @@ class LineSplitter:
 class FrameReader:
     """Cuts a byte stream into frames; a long line is read while it arrives, and never held as a whole.
 
-    `loads` reads the other lines: who has a faster reader than the standard library's brings it.
+    `loads_for` tells what reads the other lines of some bytes: who has a faster reader than the standard
+    library's brings it.
     """
 
-    def __init__(self, loads: Loads = json.loads) -> None:
-        self._loads = loads
+    def __init__(self, loads_for: Callable[[bytes], Loads] = lambda _data: json.loads) -> None:
+        self._loads_for = loads_for
         self._parts: list[bytes] = []
         self._size = 0
         self._long: LongLine | None = None
@@ -223,15 +226,19 @@ class FrameReader:
         Raises `FrameError` for a line that is no frame, or over `MAX_LINE_BYTES`.
         """
         *lines, begun = data.split(b"\n")
+        frames = self._read(lines, self._loads_for(data)) if lines else []
+        if begun:
+            self._keep(begun)
+        return frames
+
+    def _read(self, lines: list[bytes], loads: Loads) -> list[Frame]:
         frames: list[Frame] = []
         for line in lines:
             if self._size or len(line) > LONG_BYTES:
                 self._keep(line)
                 frames.append(self._end())
             else:  # nearly all of them
-                frames.append(decode(line, self._loads))
-        if begun:
-            self._keep(begun)
+                frames.append(_short(line, loads))
         return frames
 
     def _keep(self, data: bytes) -> None:
@@ -252,7 +259,8 @@ class FrameReader:
         line, parts, size = self._long, self._parts, self._size
         self._long, self._parts, self._size = None, [], 0
         if line is None:
-            return decode(b"".join(parts), self._loads)
+            whole = b"".join(parts)
+            return _short(whole, self._loads_for(whole))
         try:
             frame = LongFrame(_frame(line.value()))
         except (ValueError, RecursionError) as error:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_runtime.incoming import loads, storable
+from agent_runtime.incoming import loads, loads_for, storable
+from agent_runtime_sandbox.frames import FrameReader
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
@@ -41,6 +42,19 @@ def test_any_value_is_what_the_standard_library_makes_of_it(value: Any) -> None:
 )
 def test_what_few_readers_agree_on_is_as_the_standard_library_has_it(line: bytes) -> None:
     assert written(loads(line)) == written(json.loads(line))
+
+
+@given(st.lists(VALUES, max_size=5), st.integers(1, 60))
+def test_what_comes_in_one_read_or_in_many_is_what_the_standard_library_makes_of_it(
+    values: list[Any], at_once: int
+) -> None:
+    said = [{"k": "agent", "line": value} for value in [*values, 1 << 70]]
+    data = b"".join(json.dumps(each).encode() + b"\n" for each in said)
+    whole, pieces = FrameReader(loads_for), FrameReader(loads_for)
+    expected = [written(json.loads(line)) for line in data.splitlines()]
+    assert [written(frame) for frame in whole.feed(data)] == expected
+    reads = [data[at : at + at_once] for at in range(0, len(data), at_once)]
+    assert [written(frame) for read in reads for frame in pieces.feed(read)] == expected
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b'{"a": 01}', b'"\xff"', b"[1,]", b"nope"])

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from agent_runtime.blocks import MAIN, AssistantText, BlockState, Thinking, ToolStatus, ToolUse
 from agent_runtime.events import InputDelta, TextDelta
+from agent_runtime.frozen import text_of
 from agent_runtime.reports import Translated
-from agent_runtime_adapters.agents.claude.lines import MAX_TEXT, Json, count, ident, mapping, text
+from agent_runtime_adapters.agents.claude.lines import MAX_TEXT, Json, count, ident, mapping
 from agent_runtime_adapters.agents.claude.memory import Memory, MessageMemory
 from agent_runtime_adapters.agents.claude.writing import Writing
 
@@ -23,22 +24,25 @@ _MAX_OPEN: Final = 20
 
 Streamed = AssistantText | Thinking | ToolUse
 
-_PIECES: Final[dict[str, tuple[str, type[Streamed]]]] = {
-    "text_delta": ("text", AssistantText),
-    "thinking_delta": ("thinking", Thinking),
-    "input_json_delta": ("partial_json", ToolUse),
+_PIECES: Final[dict[str, tuple[str, str, type[TextDelta | InputDelta]]]] = {
+    "assistant_text": ("text_delta", "text", TextDelta),
+    "thinking": ("thinking_delta", "thinking", TextDelta),
+    "tool_use": ("input_json_delta", "partial_json", InputDelta),
 }
-"""Kind of delta to the field with its text and the block that it grows; signatures are nobody's business."""
-_NO_PIECE: Final[tuple[str, type[Streamed]]] = ("", ToolUse)
+"""Kind of block to that of the deltas which grow it, the field with their text, and what they become;
+signatures are nobody's business."""
 
 
-@dataclass(slots=True)
 class _Open:
     """A block that began and is not whole; `pieces` is its text so far, at most `MAX_TEXT`."""
 
-    block: Streamed
-    pieces: list[str] = field(default_factory=list)
-    size: int = 0
+    __slots__ = ("block", "kind", "name", "piece_type", "pieces", "size")
+
+    def __init__(self, block: Streamed) -> None:
+        self.block = block
+        self.kind, self.name, self.piece_type = _PIECES[block.type]
+        self.pieces: list[str] = []
+        self.size = 0
 
 
 @dataclass(slots=True)
@@ -82,19 +86,16 @@ class Streams:
         opened = message.open.get(index)
         if opened is None or line.get("parent_tool_use_id") is not None:
             return None
-        kind = delta.get("type")
-        name, wanted = _PIECES.get(kind, _NO_PIECE) if isinstance(kind, str) else _NO_PIECE
-        piece = delta.get(name)
-        if not isinstance(piece, str) or not piece or not isinstance(opened.block, wanted):
+        piece = delta.get(opened.name)
+        if delta.get("type") != opened.kind or not isinstance(piece, str) or not piece:
             return None
         opened.size += len(piece)
         if opened.size > MAX_TEXT:
             return None
-        piece = text(piece)
-        if isinstance(opened.block, ToolUse):
-            return InputDelta(turn_id=turn_id, conversation_id=MAIN, block_id=opened.block.id, delta=piece)
-        opened.pieces.append(piece)
-        return TextDelta(turn_id=turn_id, conversation_id=MAIN, block_id=opened.block.id, delta=piece)
+        piece = text_of(piece)
+        if opened.piece_type is TextDelta:
+            opened.pieces.append(piece)
+        return opened.piece_type(turn_id=turn_id, conversation_id=MAIN, block_id=opened.block.id, delta=piece)
 
     def resumed(self, line: Json, event: Json, writing: Writing) -> None:
         """Take up a message whose beginning was read by an earlier translator, as far as it shows itself."""
