@@ -30,10 +30,14 @@ def _utc_now() -> datetime:
 
 @dataclass(slots=True)
 class _Stream:
-    """One session's log: the entries that are kept, with their sizes, and the newest position."""
+    """One session's log: the entries that are kept, their sizes, and the newest position.
+
+    Two queues: a pair for each entry would be one more object that lives and is looked at by the collector.
+    """
 
     head: Position
-    entries: deque[tuple[LogEntry, int]] = field(default_factory=deque)
+    entries: deque[LogEntry] = field(default_factory=deque)
+    sizes: deque[int] = field(default_factory=deque)
     size: int = 0
     followers: dict[asyncio.Future[None], Taker | None] = field(default_factory=dict)
 
@@ -42,22 +46,23 @@ class _Stream:
         self.head = Position(self.head.epoch, self.head.seq + 1)
         entry = LogEntry(self.head, at, event)
         size = size_of(event)
-        self.entries.append((entry, size))
+        self.entries.append(entry)
+        self.sizes.append(size)
         self.size += size
         return entry
 
     def trim(self, max_bytes: int) -> None:
         """Forget the oldest entries until the rest fits; all of them if need be."""
         while self.size > max_bytes:
-            _, size = self.entries.popleft()
-            self.size -= size
+            self.entries.popleft()
+            self.size -= self.sizes.popleft()
 
     def since(self, after: Position) -> Replay | Gap:
         """What came after, in time proportional to the answer."""
         missed = self.head.seq - after.seq
         if after.epoch != self.head.epoch or not 0 <= missed <= len(self.entries):
             return Gap(self.head)
-        newest_first = [entry for entry, _ in islice(reversed(self.entries), missed)]
+        newest_first = list(islice(reversed(self.entries), missed))
         return Replay(tuple(reversed(newest_first)), self.head)
 
     def tell(self, entries: tuple[LogEntry, ...]) -> None:
@@ -97,7 +102,7 @@ class MemoryEventLog:
             return ()
         stream = self._stream(session_id)
         at = self._clock()
-        entries = tuple(stream.append(event, at) for event in events)
+        entries = tuple([stream.append(event, at) for event in events])
         stream.trim(self._max_bytes)
         stream.tell(entries)
         return entries
