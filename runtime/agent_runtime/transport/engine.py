@@ -20,6 +20,7 @@ import engineio  # type: ignore[import-untyped]
 import socketio
 from aiohttp import web
 from engineio.async_drivers.aiohttp import WebSocket, translate_request  # type: ignore[import-untyped]
+from engineio.packet import MESSAGE  # type: ignore[import-untyped]
 from engineio.payload import Payload  # type: ignore[import-untyped]
 from socketio import packet as sio_packet
 
@@ -35,6 +36,8 @@ _RESERVED: Final = frozenset({"connect", "disconnect", "*"})
 _NAMESPACE: Final = "/"
 _DIGITS: Final = tuple("0123456")
 _CONTROL_CHARS: Final = 16
+_ANSWER_CHARS: Final = WRITE_BYTES // 4
+"""Of an answer that is written past the queue: no more bytes than of events, whatever letters it has."""
 _FAREWELL_S: Final = 2.0
 _POLLED_FRAMES: Final = 1000
 """A page that flushes what it buffered sends all of it in one body; the library drops all over 16."""
@@ -262,12 +265,28 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
                 connection = self._connection(sid)
                 if connection is None or connection.closed:
                     continue
-                queue = connection.queue
-                # Past the queue only where nothing in it has to come before; over polling never.
-                socket = queue.socket if connection.upgraded and queue.is_passable else None
-                if queue.is_doomed or (socket is not None and socket.pass_by(batch.written)):
-                    continue
-                self._queue(sid, connection, batch)
+                if not (connection.queue.is_doomed or self._pass_by(connection, batch.written)):
+                    self._queue(sid, connection, batch)
+
+    @staticmethod
+    def _pass_by(connection: Any, frames: bytes) -> bool:
+        """Past the queue only where nothing in it has to come before; over polling never."""
+        queue = connection.queue
+        socket = queue.socket if connection.upgraded and queue.is_passable else None
+        return socket is not None and bool(socket.pass_by(frames))
+
+    async def _send_packet(self, eio_sid: str, pkt: Any) -> None:
+        """An answer goes the way of live events; a large one is queued, so that a socket holds little.
+
+        Through the queue and its task it came later, and so did all events that were told meanwhile.
+        """
+        packet, connection = pkt.encode(), self.eio.sockets.get(eio_sid)
+        is_lost = connection is None or connection.closed or connection.queue.is_doomed
+        if not is_lost and len(packet) <= _ANSWER_CHARS:
+            answer = Batch((b"%d%b" % (MESSAGE, packet.encode()),))
+            if self._pass_by(connection, answer.written):
+                return
+        await self.eio.send(eio_sid, packet)
 
     def _queue(self, sid: str, connection: Any, batch: Batch) -> None:
         queue = connection.queue

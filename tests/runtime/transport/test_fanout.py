@@ -57,8 +57,13 @@ class Line:
         self.server.deliver([self.sid], [("event", payload) for payload in told])
 
     async def answer(self, size: int) -> None:
-        """Send something as acks are sent: through the queue."""
+        """Send something through the queue."""
         await self.server.emit("event", [self.number(), "x" * size], to=self.sid)
+
+    async def ack(self, size: int) -> None:
+        """Send something as acks are sent."""
+        packet = self.server.packet_class(data=["event", [self.number(), "ü" * size]])
+        await self.server._send_packet(self.connection.sid, packet)
 
     def read(self, wanted: bool) -> None:
         """Whether the client takes what comes."""
@@ -120,6 +125,27 @@ async def test_an_event_for_a_socket_that_takes_it_is_never_queued() -> None:
         assert [await it.next() for _ in it.issued] == it.issued
 
 
+async def test_an_ack_for_a_socket_that_takes_it_is_not_queued_unless_it_is_large() -> None:
+    async with line() as it:
+        await it.ack(10)
+        it.deliver(10)
+        assert it.connection.queue.empty()
+        await it.ack(WRITE_BYTES)
+        assert not it.connection.queue.empty()
+        it.deliver(10)
+        assert [await it.next() for _ in it.issued] == it.issued
+
+
+async def test_whoever_does_not_read_his_acks_has_few_of_them_in_his_socket() -> None:
+    async with line() as it:
+        it.read(False)
+        for _ in range(100):
+            await it.ack(WRITE_BYTES // 8)
+        assert it.connection.queue.total_bytes > 50 * WRITE_BYTES // 8
+        it.read(True)
+        assert [await it.next() for _ in it.issued] == it.issued
+
+
 async def test_an_event_does_not_pass_an_answer_that_waits_or_is_on_its_way() -> None:
     async with line() as it:
         for steps in range(12):
@@ -175,6 +201,7 @@ async def test_a_large_answer_that_is_still_on_its_way_does_not_count_as_slow() 
 STEP = st.one_of(
     st.tuples(st.just("deliver"), st.sampled_from([0, 1, 100, 200, 20_000, 70_000]), st.integers(1, 4)),
     st.tuples(st.just("answer"), st.sampled_from([0, 100, 20_000, 100_000])),
+    st.tuples(st.just("ack"), st.sampled_from([0, 100, 10_000, 100_000])),
     st.tuples(st.just("read"), st.booleans()),
     st.tuples(st.just("steps"), st.integers(1, 6)),
 )
@@ -190,6 +217,8 @@ def test_whatever_is_written_past_the_queue_or_through_it_arrives_in_order(steps
                     it.deliver(*how)
                 elif what == "answer":
                     await it.answer(*how)
+                elif what == "ack":
+                    await it.ack(*how)
                 elif what == "read":
                     it.read(*how)
                 else:
