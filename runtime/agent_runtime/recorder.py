@@ -19,7 +19,7 @@ import structlog
 from agent_runtime.blocks import Block
 from agent_runtime.conversation import Conversation, merge_deltas
 from agent_runtime.errors import InvalidRequest, NotFound, PersistenceFault
-from agent_runtime.events import BlockStart, Event, LogEntry, MetadataUpdate, Position
+from agent_runtime.events import BlockComplete, BlockStart, Event, LogEntry, MetadataUpdate, Position
 from agent_runtime.ports import EventLog, PersistenceAdapter, StoredBlock
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
 
@@ -79,6 +79,7 @@ class Recorder:
         self._sync_interval_s = sync_interval_s
         self._page = page
         self._blocks: dict[str, None] = {}
+        self._stored_ahead: tuple[Block, ...] = ()
         self._unsaved_files: dict[str, WorkspaceFile | None] = {}
         self._transcript: dict[str, tuple[int, list[dict[str, Any]]]] = {}
         self._transcript_next: dict[str, int] = {}
@@ -116,7 +117,10 @@ class Recorder:
         So what is in the store has the order in which viewers heard of it.
         """
         async with self._placing:
-            yield self.conversation.add(block)
+            try:
+                yield self.conversation.add(block)
+            finally:
+                self._stored_ahead = ()
 
     async def _append(self, merged: Sequence[Event]) -> None:
         async with self._publishing:
@@ -144,9 +148,14 @@ class Recorder:
     def _fold(self, event: Event) -> None:
         if isinstance(event, MetadataUpdate):
             self._note_totals(event)
-        if (block_id := self.conversation.apply(event)) is not None:
+        block_id = self.conversation.apply(event)
+        if block_id is not None and not self._is_stored_ahead(event):
             self._blocks[block_id] = None
             self._dirty.set()
+
+    def _is_stored_ahead(self, event: Event) -> bool:
+        """Whether the store has this very block: to save it again took a commit of its own."""
+        return isinstance(event, BlockComplete) and any(event.block is each for each in self._stored_ahead)
 
     def speak(self) -> None:
         """End the silence: what follows is new."""
@@ -236,11 +245,12 @@ class Recorder:
         async with self._writing:
             if changes:  # not before it is our turn: nobody else may store them without the turn
                 self.record = self.record.model_copy(update=changes)
-            await self._until_saved(
+            is_stored = await self._until_saved(
                 lambda: self._persistence.save_turn(
                     self.session_id, turn, blocks, record=self.record if changes else None
                 )
             )
+        self._stored_ahead = tuple(each.block for each in blocks) if is_stored else ()
 
     async def save_end(self, turn: Turn, **changes: Any) -> None:
         """Make a turn's end durable with all that is not: in one call, but for files and transcript."""

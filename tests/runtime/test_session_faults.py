@@ -292,7 +292,7 @@ async def test_a_large_file_that_becomes_small_while_it_is_read_keeps_its_newest
 
         runner.before = overtake
         runner.change("f", bytes(100_000))
-        await eventually(lambda: any(frame["k"] == "read" for frame in runner.commands))
+        await it.reaches_events(session_id, "file_changed", 2)
         file = await it.manager.file(ANNA, session_id, "f")
         assert file.content == "newest"
         await it.manager.sync_session(ANNA, session_id)
