@@ -25,6 +25,8 @@ from agent_runtime.reports import AgentTurnEnded
 _PREVIEW_CHARS: Final = 200
 MAX_WAITING: Final = 50
 """Messages of one session that may wait; they are held in memory. A person does not type as many."""
+MOST_REMEMBERED: Final = 200
+"""Message ids of one session; with more of them the store is asked for each that comes."""
 _CLOSED_BY: Final = {
     TurnStatus.COMPLETED: "The agent gave no result.",
     TurnStatus.CANCELLED: "Interrupted.",
@@ -46,6 +48,7 @@ class Turns:
         self._next_index = next_index
         self._total_cost_usd = recorder.record.cost_usd or 0.0
         self._waiting: dict[str, Turn] = {}
+        self._message_ids: set[str] | None = set() if next_index == 0 else None
         self._accepting = asyncio.Lock()
 
     async def accept(
@@ -77,6 +80,7 @@ class Turns:
                 started_at=now(),
             )
             self._next_index += 1  # counts also when saving fails: it may have been saved all the same
+            self._remember(turn.message_id)
             await self._recorder.once(lambda: self._persistence.save_turn(self._recorder.session_id, turn))
             self._waiting[turn.turn_id] = turn
             return turn, False
@@ -86,7 +90,19 @@ class Turns:
         """Whether a message is just being made durable."""
         return self._accepting.locked()
 
+    def _remember(self, message_id: str | None) -> None:
+        if self._message_ids is not None and message_id is not None:
+            self._message_ids.add(message_id)
+            if len(self._message_ids) > MOST_REMEMBERED:
+                self._message_ids = None
+
     async def _find(self, message_id: str) -> Turn | None:
+        """The turn that a message began. The store is not asked where all messages are remembered.
+
+        They are from a session's first one on, while it stays in memory. To ask took a twentieth of a turn.
+        """
+        if self._message_ids is not None and message_id not in self._message_ids:
+            return None
         return await self._recorder.once(
             lambda: self._persistence.find_turn(self._recorder.session_id, message_id)
         )

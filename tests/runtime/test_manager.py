@@ -178,11 +178,11 @@ async def test_a_deletion_while_others_load_ends_in_absence() -> None:
 async def test_a_message_that_races_a_deletion_is_not_kept() -> None:
     async with world() as it:
         session_id = await it.new()
-        it.store.only = {"find_turn"}
+        it.store.only = {"save_turn"}
         it.store.hold()
         async with asyncio.TaskGroup() as tasks:
             sending = tasks.create_task(refused(it.send(session_id, "late", "m")))
-            await eventually(lambda: "find_turn" in it.store.calls)
+            await eventually(lambda: "save_turn" in it.store.calls)
             deleting = tasks.create_task(it.manager.delete_session(ANNA, session_id))
             await others_get_on()
             it.store.let_go()

@@ -7,12 +7,12 @@ import pytest
 
 from agent_runtime.blocks import ImagePart, ImageSource, TextPart
 from agent_runtime.conversation import Conversation
-from agent_runtime.errors import Conflict, PersistenceFault, RateLimited
+from agent_runtime.errors import Conflict, InvalidRequest, PersistenceFault, RateLimited
 from agent_runtime.events import Position, Replay
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import SessionRecord, TurnStatus
 from agent_runtime.reports import AgentTurnEnded
-from agent_runtime.turns import MAX_WAITING, Turns
+from agent_runtime.turns import MAX_WAITING, MOST_REMEMBERED, Turns
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
 from tests.faults import FaultyPersistence
@@ -111,6 +111,7 @@ async def test_a_turn_and_its_message_begin_in_one_write() -> None:
     page = await desk.store.inner.load_blocks("s", limit=5)
     assert [each.block.id for each in page.blocks] == [turn.turn_id]
     assert await desk.kinds() == ["turn_start", "block_start", "block_complete"]
+    assert not desk.recorder.dirty, "it is saved and needs no write of its own"
     await desk.end(turn.turn_id)
     assert (await desk.kinds())[-1] == "turn_end"
 
@@ -122,6 +123,39 @@ async def test_a_repeated_message_is_known_in_every_stage() -> None:
         await act()
         again, known = await desk.accept("hello", "m")
         assert (again.turn_id, known) == (turn.turn_id, True)
+
+
+async def test_a_message_that_the_store_did_not_take_with_its_turn_is_still_to_be_saved() -> None:
+    desk = await Desk.opened()
+    turn, _ = await desk.accept("hello")
+    desk.store.only, desk.store.breaks = {"save_turn"}, InvalidRequest("no turn", code="unstorable_value")
+    await desk.turns.begin(turn.turn_id)
+    await desk.recorder.flush()
+    page = await desk.store.inner.load_blocks("s", limit=5)
+    assert [each.block.id for each in page.blocks] == [turn.turn_id]
+
+
+async def test_the_store_is_not_asked_for_a_message_where_all_are_remembered() -> None:
+    desk = await Desk.opened()
+    await desk.accept("hello", "m")
+    assert "find_turn" not in desk.store.calls, "there was none before the first"
+    await desk.accept("hello", "m")
+    assert "find_turn" in desk.store.calls
+    later = Turns(desk.recorder, desk.store, next_index=1)
+    _, known = await later.accept("hello", "m", admit=lambda: None)
+    assert not known, "nobody took up what was queued before it was loaded: it is queued now"
+    assert [each.message_id for each in await desk.store.inner.load_turns("s", limit=5)] == ["m"]
+
+
+async def test_a_message_is_known_again_after_more_of_them_than_are_remembered() -> None:
+    desk = await Desk.opened()
+    first, _ = await desk.accept("first", "first")
+    await desk.turns.begin(first.turn_id)
+    for number in range(MOST_REMEMBERED):
+        turn, _ = await desk.accept("another", str(number))
+        await desk.turns.begin(turn.turn_id)
+    again, known = await desk.accept("first", "first")
+    assert (again.turn_id, known) == (first.turn_id, True)
 
 
 async def test_a_failed_save_takes_no_place_twice() -> None:
