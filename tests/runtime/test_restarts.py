@@ -211,7 +211,7 @@ async def test_a_store_that_breaks_its_promises_ends_the_session_and_leaves_no_s
         await it.reaches(session_id, Phase.READY)
         it.store.only, it.store.breaks = {"save_blocks"}, ZeroDivisionError("a foreign exception")
         await it.send(session_id, "breaks")
-        await eventually(lambda: not it.sandboxes.living())
+        await eventually(lambda: not it.sandboxes.living(), within=20)  # each failure is shown at length
         await eventually(lambda: not it.gateway.opened)
         it.store.breaks = None
         await eventually_unloaded(it, session_id)
