@@ -35,8 +35,15 @@ class AgentOutput:
 
     async def lines(self, lines: Sequence[dict[str, Any]]) -> None:
         """Native lines that came at once: one write into the journal, one to whoever is attached."""
-        await self._outbox.room()
-        self._outbox.emit_all("agent", ({"line": line} for line in lines))
+        while not self.take(lines):
+            await self._outbox.room()
+
+    def take(self, lines: Sequence[dict[str, Any]]) -> bool:
+        """The same where there is room, without a task that waits."""
+        if not self._outbox.has_room:
+            return False
+        self._outbox.emit_all("agent", [{"line": line} for line in lines])
+        return True
 
     def transcript(self, key: str, entries: Sequence[dict[str, Any]]) -> None:
         """Does not wait: the agent's lines, which do, hold back the transcript too."""

@@ -61,6 +61,11 @@ class Outbox:
         self._flush()
         return self._head
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another frame is welcome."""
+        return self._has_room.is_set()
+
     async def room(self) -> None:
         """Wait until another frame is welcome. Whoever can produce without end waits here first."""
         if not self._has_room.is_set():

@@ -76,6 +76,10 @@ class Output(Protocol):
     async def lines(self, lines: Sequence[dict[str, Any]]) -> None:
         """Some that came at once, in order; no more than a pipe holds."""
 
+    def take(self, lines: Sequence[dict[str, Any]]) -> bool:
+        """The same at once; False where one has to wait, and nothing is taken."""
+        ...
+
     def transcript(self, key: str, entries: Sequence[dict[str, Any]]) -> None:
         """Entries of the agent's own transcript, in order."""
 

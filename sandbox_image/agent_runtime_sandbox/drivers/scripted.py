@@ -51,11 +51,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_runtime_sandbox.drivers import AgentEnd, DriverError, Entries, Output, Places
-from agent_runtime_sandbox.frames import LineSplitter
+from agent_runtime_sandbox.drivers.piped import PipedLines
 
 _MOST_TOLD: Final = 256 * 1024
 """Of what a program printed."""
-_PIPE_BYTES: Final = 256 * 1024
 _RESULT: Final = b'{"type":"result"'
 _UUID_MARK: Final = "$MESSAGE"
 _UUIDS_MARK: Final = "$MESSAGES"
@@ -210,17 +209,12 @@ class ScriptedDriver:
 
     async def _follow(self, path: str) -> None:
         """What a program of somebody else's says; to us a pipe that has a name is its standard output."""
-        reader = asyncio.StreamReader(limit=_PIPE_BYTES)
         pipe = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        transport, lines = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: PipedLines(self._output, last=_RESULT), pipe
         )
         try:
-            splitter, lines = LineSplitter(), [b""]
-            while not lines[-1].startswith(_RESULT) and (data := await reader.read(_PIPE_BYTES)):
-                if found := splitter.feed(data):
-                    lines = found
-                    await self._output.lines([json.loads(line) for line in lines])
+            await lines.run()
         finally:
             transport.close()
 
