@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from typing import Any, Final
 
 from agent_runtime_sandbox import frames
@@ -79,10 +78,11 @@ class Attachment:
         can ask it: that keeps the order.
         """
         transport = self._writer.transport
-        # What cannot be read is the pump's to find out: whoever kept a frame is not to suffer from it.
-        with suppress(OSError):
+        try:
             if not self.closed and not transport.get_write_buffer_size() and (data := self._next()):
-                self._writer.write(data)
+                transport.write(data)
+        except OSError:  # the pump's to find out: whoever kept a frame is not to suffer from it
+            self._has_more.set()
         if self._passing or self._cursor < self._outbox.head or transport.get_write_buffer_size():
             self._has_more.set()
 
