@@ -28,7 +28,7 @@ import aiohttp
 
 from agent_runtime_adapters.sandboxes.registry import Registry
 from line_viewers import WITHIN_S, Received, Viewer, viewer
-from processes import LOAD_CORE, SERVER_CORE, cpu_seconds, memory, pin, process
+from processes import LOAD_CORE, SERVER_CORE, cpu_seconds, pin, process, resident
 
 OURS, MINIMAL, NAIVE = "ours", "minimal", "naive"
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ class Carrier:
         """How much memory the server has at most, as often as one may look."""
         self._peak_bytes[0] = 0
         while True:
-            self._peak_bytes[0] = max(self._peak_bytes[0], memory(self.server).rss)
+            self._peak_bytes[0] = max(self._peak_bytes[0], resident(self.server))
             await asyncio.sleep(_LOOK_S)
 
     async def _send(self) -> None:

@@ -27,6 +27,7 @@ SERVER_CORE, LOAD_CORE = 0, 1
 """What is measured has a core for itself, and whoever loads it another one."""
 TICKS = os.sysconf("SC_CLK_TCK")
 KIB = 1024
+PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROCESS_CLOCK = 2
 """Of the bits that make a process's clock of its number: the scheduler's count, of all its threads."""
 _refused: list[str] = []
@@ -117,3 +118,8 @@ def memory(pid: int) -> Memory:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = Counter({line.split(":")[0]: int(line.split()[1]) for line in lines})
     return Memory(kib["Pss"] * KIB, (kib["Private_Clean"] + kib["Private_Dirty"]) * KIB, kib["Rss"] * KIB)
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has in use; 25 us, where `memory` of 100 MiB takes 1.7 ms."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
