@@ -35,7 +35,8 @@ class PipedLines(asyncio.Protocol):
         """More of it. Raises nothing: a failure is `run`'s to raise."""
         try:
             lines = self._splitter.feed(data)
-            said = [json.loads(line) for line in lines]
+            # As text: in bytes `json` looks for their encoding first, a fifth of its time.
+            said = [json.loads(line.decode()) for line in lines]
             if not said or self._output.take(said):
                 said = []
         except Exception as error:
