@@ -15,8 +15,8 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -76,6 +76,20 @@ def pin(pid: int, core: int) -> bool:
         _refused.append(f"core {core}: {reason.strerror}")
         return False
     return True
+
+
+@contextmanager
+def cores_given_back() -> Iterator[None]:
+    """What of this process is pinned meanwhile may run where it could before, once that is over.
+
+    Children inherit a pin: without this, what comes after a benchmark that pins itself has one core.
+    """
+    before = os.sched_getaffinity(0)
+    try:
+        yield
+    finally:
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), before)
 
 
 def pinning() -> str:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import processes
-from processes import children, cpu_seconds, cpu_seconds_of_tree, memory, pin, process
+from processes import children, cores_given_back, cpu_seconds, cpu_seconds_of_tree, memory, pin, process
 
 BUSY = """
 import json, signal, subprocess, sys, time
@@ -51,3 +51,13 @@ async def test_a_program_that_says_nothing_did_not_start() -> None:
     with pytest.raises(SystemExit, match="did not start"):
         async with process(sys.executable, "-c", ""):
             pass
+
+
+@linux_only
+async def test_what_a_benchmark_pinned_of_itself_is_no_pin_of_the_next_one() -> None:
+    before = os.sched_getaffinity(0)
+    with cores_given_back():
+        pin(os.getpid(), min(before))
+        assert os.sched_getaffinity(0) == {min(before)}
+    async with process(sys.executable, "-c", BUSY) as (child, _):
+        assert os.sched_getaffinity(child.pid) == before
