@@ -248,14 +248,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench/fanout.py", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args(argv)
-    cores = os.sched_getaffinity(0)
-    try:
-        if LOAD_CORE in cores:
-            os.sched_setaffinity(0, {LOAD_CORE})  # this process is the load; servers are moved to theirs
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(measure(chosen.rounds))
-    finally:
-        os.sched_setaffinity(0, cores)
+    pin(os.getpid(), LOAD_CORE)  # this process is the load; servers are moved to theirs
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(measure(chosen.rounds))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -89,7 +89,8 @@ def cores_given_back() -> Iterator[None]:
         yield
     finally:
         for thread in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(thread.name), before)
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                os.sched_setaffinity(int(thread.name), before)
 
 
 def pinning() -> str:

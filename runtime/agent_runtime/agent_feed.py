@@ -256,10 +256,18 @@ class AgentFeed:
             stamp = frame.get("t")  # which frames of one write have in common
             if stamp != self._stamped[0]:
                 self._stamped = (stamp, moment(stamp))
-            return self._translator.translate(line, turn_id=self._turn_id(), at=self._stamped[1])
+            return _checked(self._translator.translate(line, turn_id=self._turn_id(), at=self._stamped[1]))
         except Exception:  # a translator's defect must not cost the files of the workspace
             _log.exception("line_not_translated", session_id=self._recorder.session_id)
             return (AgentGone(UNEXPECTED),)
+
+
+def _checked(told: Sequence[Event | Heard]) -> Sequence[Event | Heard]:
+    """What a translator made of a line. Raises TypeError for a delta without text: its class does not."""
+    for each in told:
+        if isinstance(each, Delta) and not (type(each.delta) is type(each.block_id) is str):
+            raise TypeError("a delta whose text or block is no string")
+    return told
 
 
 def _gone(frame: Frame) -> AgentGone:

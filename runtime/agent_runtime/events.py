@@ -1,4 +1,4 @@
-"""Events: what happened in a session, one frozen value each, one union; and places in the log.
+"""Events: what happened in a session, one value each that nobody changes, one union; and places in the log.
 
 An event is a bare fact. Appending it to the log gives it a position and a time, which makes it a
 `LogEntry`. `conversation` folds events; `transport.wire` turns an entry into the envelope that

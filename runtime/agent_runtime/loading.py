@@ -173,17 +173,20 @@ class Loaded:
             )
         return agent
 
-    async def load(self, session_id: str) -> AgentSession:
-        """The session in memory; whoever comes first loads it for all. Raises `NotFound`."""
+    async def load(self, session_id: str, *, is_new: bool = False) -> AgentSession:
+        """The session in memory; whoever comes first loads it for all. Raises `NotFound`.
+
+        `is_new`: it was created just now, and by the caller.
+        """
         async with self.lock(session_id):
-            session = self._sessions.get(session_id) or await self._begin(session_id)
+            session = self._sessions.get(session_id) or await self._begin(session_id, is_new)
             session.used_at = asyncio.get_running_loop().time()
             if not await session.taken_up():  # whoever loaded it may have been cancelled meanwhile
                 self.check_open()
                 raise PersistenceFault("The session could not be taken up; try again.")
             return session
 
-    async def _begin(self, session_id: str) -> AgentSession:
+    async def _begin(self, session_id: str, is_new: bool) -> AgentSession:
         self.check_open()
         record = await self._config.persistence.load_session(session_id)
         if record is None:
@@ -197,6 +200,7 @@ class Loaded:
             pool=self._pool,
             gathering=self._gathering,
             on_change=self._on_change,
+            is_new=is_new,
         )
         self.check_open()  # nobody would end a session that `close` did not see
         self._sessions[session_id] = session
@@ -276,6 +280,7 @@ async def load(
     pool: SandboxPool,
     gathering: Gathering,
     on_change: Callable[[ClientSession], None],
+    is_new: bool,
 ) -> AgentSession:
     """Build the session. Raises `PersistenceFault`."""
     store = config.persistence
@@ -300,7 +305,7 @@ async def load(
     )
     return AgentSession(
         recorder,
-        Turns(recorder, store, next_index=newest[-1].index + 1 if newest else 0),
+        Turns(recorder, store, next_index=newest[-1].index + 1 if newest else 0, is_new=is_new),
         _surroundings(config, agent, pool, gathering),
         profile=profile,
         unfinished=await store.unfinished_turns(record.session_id),

@@ -125,7 +125,7 @@ class SessionManager:
         agent = self._loaded.agent(new.architecture or profile.architecture)
         record, files = draft(principal, new, profile, agent)
         made = await self._create(record, files)
-        session = await self._loaded.load(record.session_id)
+        session = await self._loaded.load(record.session_id, is_new=made)
         if made:
             created = SessionChange("created", session.session_id, session.shown())
             self._changes.tell(principal.owner, created)

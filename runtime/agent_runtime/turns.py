@@ -37,10 +37,18 @@ _CLOSED_BY: Final = {
 class Turns:
     """The turns of one session that are not over: queued ones, and the one under way (`current`).
 
-    `said` is the message that the current turn answers.
+    `said` is the message that the current turn answers. `is_new`: nobody before could have accepted a message
+    of this session, so that one whose id was never seen here is new.
     """
 
-    def __init__(self, recorder: Recorder, persistence: PersistenceAdapter, *, next_index: int) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        persistence: PersistenceAdapter,
+        *,
+        next_index: int,
+        is_new: bool = False,
+    ) -> None:
         self.current: Turn | None = None
         self.said: Content = ""
         self._recorder = recorder
@@ -48,7 +56,7 @@ class Turns:
         self._next_index = next_index
         self._total_cost_usd = recorder.record.cost_usd or 0.0
         self._waiting: dict[str, Turn] = {}
-        self._message_ids: set[str] | None = set() if next_index == 0 else None
+        self._message_ids: set[str] | None = set() if is_new else None
         self._accepting = asyncio.Lock()
 
     async def accept(

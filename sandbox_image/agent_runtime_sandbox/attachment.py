@@ -81,8 +81,8 @@ class Attachment:
         try:
             if not self.closed and not transport.get_write_buffer_size() and (data := self._next()):
                 transport.write(data)
-        except OSError:  # the pump's to find out: whoever kept a frame is not to suffer from it
-            self._has_more.set()
+        except OSError:
+            pass  # the pump's to find out: whoever kept a frame is not to suffer from it
         if self._passing or self._cursor < self._outbox.head or transport.get_write_buffer_size():
             self._has_more.set()
 

@@ -1,11 +1,18 @@
 """One session whose parts fail: sandboxes, agents, connections, and everything at the wrong moment."""
 
 import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import pytest
 
 from agent_runtime.errors import SandboxFault
+from agent_runtime.events import TextDelta
 from agent_runtime.ports import SandboxSpec
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.reports import AgentIdentity, AgentTurnEnded
+from agent_runtime.testing.scripted_agent import ScriptedAgent, ScriptedTranslator
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime_sandbox.frames import Frame
 from tests.runtime.scripts import Curtain, assert_orderly, never_rests, others_get_on
@@ -316,6 +323,36 @@ async def test_a_native_line_that_breaks_the_translator_fails_the_turn_and_nothi
         assert (await it.ended(session_id, 2))[-1].status is TurnStatus.COMPLETED
         assert it.sandboxes.made[0].stopped
         assert it.sandboxes.made[1].runner.files == {"kept.txt": b"all the same"}
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+async def test_a_translator_that_makes_a_delta_of_no_text_fails_the_turn_and_nothing_else(lines: int) -> None:
+    class Careless(ScriptedTranslator):
+        def translate(self, line: Mapping[str, Any], *, turn_id: str | None, at: datetime) -> Any:
+            if "text" in line:
+                return (TextDelta(block_id="b", delta=line["text"], turn_id=turn_id),)
+            return super().translate(line, turn_id=turn_id, at=at)
+
+    class CarelessAgent(ScriptedAgent):
+        def translator(self, memory: Mapping[str, Any] | None = None) -> Careless:
+            return Careless(memory or {})
+
+    async def script(stage: Stage) -> None:
+        if stage.message == "boom":
+            for _ in range(lines):
+                stage.line({"text": None})
+            await never_rests(stage)
+        else:
+            await echo(stage)
+
+    async with world(script, agents=[CarelessAgent()]) as it:
+        session_id = await it.new(message="boom")
+        (failed,) = await it.ended(session_id, 1)
+        assert failed.error is not None
+        assert failed.error.code == "internal"
+        await it.send(session_id, "hello")
+        assert (await it.ended(session_id, 2))[-1].status is TurnStatus.COMPLETED
+        assert_orderly(await it.events(session_id))
 
 
 async def test_the_report_of_a_turn_that_ended_otherwise_changes_nothing() -> None:

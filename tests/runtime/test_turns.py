@@ -50,7 +50,7 @@ class Desk:
             sync_interval_s=1.0,
             page=50,
         )
-        desk.turns = Turns(desk.recorder, desk.store, next_index=0)
+        desk.turns = Turns(desk.recorder, desk.store, next_index=0, is_new=True)
         return desk
 
     store: FaultyPersistence
@@ -141,7 +141,7 @@ async def test_the_store_is_not_asked_for_a_message_where_all_are_remembered() -
     assert "find_turn" not in desk.store.calls, "there was none before the first"
     await desk.accept("hello", "m")
     assert "find_turn" in desk.store.calls
-    later = Turns(desk.recorder, desk.store, next_index=1)
+    later = Turns(desk.recorder, desk.store, next_index=0)  # loaded before "m" was stored
     _, known = await later.accept("hello", "m", admit=lambda: None)
     assert not known, "nobody took up what was queued before it was loaded: it is queued now"
     assert [each.message_id for each in await desk.store.inner.load_turns("s", limit=5)] == ["m"]

@@ -129,11 +129,11 @@ async def runtime(
         "interrupt_grace_s": 5.0,
         "wake_timeout_s": 5.0,
         "profiles": [PROFILE],
+        "agents": [ScriptedAgent()],
     }
     config = RuntimeConfig(
         persistence=faulty,
         sandboxes=sandboxes,
-        agents=[ScriptedAgent()],
         gateway=gateway,
         log=log,
         **settings | options,

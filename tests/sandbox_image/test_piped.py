@@ -104,3 +104,22 @@ async def test_what_is_no_json_fails_whoever_follows_the_pipe() -> None:
             os.write(pipe, b'{"n":1}\nno JSON\n')
             with pytest.raises(ValueError, match="Expecting value"):
                 await lines.run()
+
+
+async def test_a_pipe_that_cannot_be_read_fails_whoever_follows_it_after_what_came_before() -> None:
+    with tempfile.TemporaryFile() as file:
+        outbox = Outbox(Journal(file.fileno()))
+        async with piped(outbox) as (lines, pipe), asyncio.timeout(10):
+            os.write(pipe, b'{"n":1}\n')
+            await eventually(lambda: kept(outbox) == [1])
+            lines.connection_lost(OSError("cannot be read"))
+            with pytest.raises(OSError, match="cannot be read"):
+                await lines.run()
+
+
+async def test_half_a_character_that_was_written_as_it_is_is_handed_on() -> None:
+    with tempfile.TemporaryFile() as file:
+        outbox = Outbox(Journal(file.fileno()))
+        async with piped(outbox) as (_, pipe), asyncio.timeout(10):
+            os.write(pipe, b'{"n":"\xed\xa0\x80"}\n')
+            await eventually(lambda: kept(outbox) == ["\ud800"])

@@ -87,7 +87,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.put_nowait, number)
-    async with surroundings(settings), running(settings) as served, sparing_the_loop():
+    async with surroundings(settings), sparing_the_loop(), running(settings) as served:
         ready = {"event": "ready", "url": served.url, "token": served.token}
         sys.stdout.write(orjson.dumps(ready).decode() + "\n")
         sys.stdout.flush()

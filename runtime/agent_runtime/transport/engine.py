@@ -27,7 +27,7 @@ from socketio import packet as sio_packet
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.tasks import Tasks
 from agent_runtime.transport import wire
-from agent_runtime.transport.frames import WRITE_BYTES, Backlog, Batch, Told, framed
+from agent_runtime.transport.frames import WRITE_BYTES, Backlog, Batch, Told, framed, header
 
 MALFORMED: Final = "malformed"
 """The event that stands for whatever could not be read; it reaches the catch-all handler."""
@@ -95,7 +95,8 @@ class StrictPacket(sio_packet.Packet):  # type: ignore[misc]
 class GuardedWebSocket(WebSocket):  # type: ignore[misc]
     """A websocket that ends on frames that are no Engine.IO packets, and can be cut from outside.
 
-    Live events may be written to it past the connection's queue (`pass_by`), so it is never compressed.
+    Live events and small answers may be written to it past the connection's queue (`pass_by`), so it is never
+    compressed.
     """
 
     _transport: asyncio.Transport
@@ -283,14 +284,14 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         packet, connection = pkt.encode(), self.eio.sockets.get(eio_sid)
         is_lost = connection is None or connection.closed or connection.queue.is_doomed
         if not is_lost and len(packet) <= _ANSWER_CHARS:
-            answer = Batch((b"%d%b" % (MESSAGE, packet.encode()),))
-            if self._pass_by(connection, answer.written):
+            answer = b"%d%b" % (MESSAGE, packet.encode())
+            if self._pass_by(connection, header(len(answer)) + answer):
                 return
         await self.eio.send(eio_sid, packet)
 
     def _queue(self, sid: str, connection: Any, batch: Batch) -> None:
         queue = connection.queue
-        # Of what a socket holds no more than this are live events; the rest is an answer, a large one.
+        # Of what a socket holds no more than this came past the queue; the rest is an answer, a large one.
         held = 0 if queue.socket is None else min(queue.socket.unsent_bytes, WRITE_BYTES)
         for packet in batch.queued:
             queue.put_nowait(packet)

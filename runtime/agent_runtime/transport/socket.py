@@ -152,7 +152,7 @@ class SocketCommands:
             self._relays.leave(sid, session_id)  # the connection went while we looked
             return answer
         self._metrics.joins.labels(answer["resume"]).inc()
-        # The ack is queued in the same step of the loop in which we return; live events do not pass it.
+        # The ack leaves, or is queued, in the same step in which we return; live events do not pass it.
         asyncio.get_running_loop().call_soon(
             self._relays.admit,
             sid,

@@ -82,7 +82,7 @@ class Terminals:
             return {}
         mine[terminal_id] = held = _Open(terminal)
         self._metrics.terminals.inc()
-        # The ack is queued in the same step of the loop in which we return; what is shown comes after it.
+        # The ack leaves, or is queued, in the same step in which we return; what is shown comes after it.
         asyncio.get_running_loop().call_soon(self._serve, sid, terminal_id, held)
         return {"terminalId": terminal_id}
 

@@ -11,10 +11,11 @@ from agent_runtime_sandbox.frames import LineSplitter
 
 
 class PipedLines(asyncio.Protocol):
-    """Gives `output` a pipe's lines in the loop's own callback, up to one that begins with `last`.
+    """Gives `output` a pipe's lines in the loop's own callback.
 
-    With a task in between the loop came round twice for a line that comes alone, and a runner took a quarter
-    more for it. What finds no room waits in `run`, and the pipe is not read meanwhile.
+    The last read is one whose last line begins with `last`. With a task in between the loop came round twice
+    for a line that comes alone, and a runner took a quarter more for it. What finds no room waits in `run`,
+    and the pipe is not read meanwhile.
     """
 
     def __init__(self, output: Output, last: bytes) -> None:
@@ -35,8 +36,8 @@ class PipedLines(asyncio.Protocol):
         """More of it. Raises nothing: a failure is `run`'s to raise."""
         try:
             lines = self._splitter.feed(data)
-            # As text: in bytes `json` looks for their encoding first, a fifth of its time.
-            said = [json.loads(line.decode()) for line in lines]
+            # As text: in bytes `json` looks for their encoding first, a fifth of its time. It reads both.
+            said = [json.loads(line.decode("utf-8", "surrogatepass")) for line in lines]
             if not said or self._output.take(said):
                 said = []
         except Exception as error:
@@ -48,8 +49,9 @@ class PipedLines(asyncio.Protocol):
         if self._held or self._is_over:
             self._stop()
 
-    def connection_lost(self, _: Exception | None) -> None:
-        """Nobody writes to it any more."""
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody writes to it any more, or it cannot be read."""
+        self._failure = self._failure or exc
         self._is_over = True
         self._woken.set()
 

@@ -11,8 +11,8 @@ Without turns left, a message is echoed. A message's text may instead be an orde
     exit CODE           die
     run PYTHON          a program in a process of its own; a result with its `code`, `out` and `err`
     recall              a result that tells how much transcript it was started with
-    follow PATH         hand on what is written to a named pipe, one JSON object a line, up to a line that
-                        begins with {"type":"result"
+    follow PATH         hand on what is written to a named pipe, one JSON object a line, up to a read whose
+                        last line begins with {"type":"result"
     play PIECE          a JSON object, see below
 
 Every played message ends with `{"type": "result", "message": uuid, "interrupted": bool}`, except
