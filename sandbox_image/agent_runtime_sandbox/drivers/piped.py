@@ -1,4 +1,8 @@
-"""The lines of a pipe that somebody else's program writes to, handed on where they arrive."""
+"""Piped: the lines of a pipe that somebody else's program writes to, handed on where they arrive.
+
+Knows no agent and no dialect: what a line means is its reader's business. Next door `scripted` follows a
+named pipe with it; a driver whose agent is read by a library of its own has no use for it.
+"""
 
 from __future__ import annotations
 
