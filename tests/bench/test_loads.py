@@ -42,7 +42,7 @@ async def test_lines_of_many_sessions_go_through_runners_in_one_process() -> Non
         assert (steady.written, len(steady.late_us)) == (100, 100)
         assert steady.server_us > 0
         assert steady.runners_us > 0
-        assert 0 < steady.load_share < 1
+        assert steady.load_us > 0
 
         caught_up = await ours.turn(lines_per_second=0, seconds=0.1, from_journals=True)
         assert caught_up.written == len(caught_up.late_us) > sessions
