@@ -48,6 +48,8 @@ class Process:
         self.err = Output(folder)
         self.exited = asyncio.Event()
         self.exit: int | None = None
+        self.timed_out = False
+        """Whether it was ended because its time was up: then it never says how it exited."""
         self.taken = 0
         """How many bytes of input it has been given."""
         self.input_closed = False

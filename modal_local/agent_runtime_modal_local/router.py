@@ -133,6 +133,7 @@ class Router(Service):
     async def poll(self, request: tcr.TaskExecPollRequest) -> tcr.TaskExecPollResponse:
         """Whether a process has exited, and how."""
         _, process = self._find(request.task_id, request.exec_id)
+        _check_in_time(process)
         return _exit(tcr.TaskExecPollResponse, process.exit)
 
     @serves("TaskExecWait")
@@ -141,6 +142,7 @@ class Router(Service):
         sandbox, process = self._find(request.task_id, request.exec_id)
         await process.exited.wait()
         self._check_alive(sandbox)
+        _check_in_time(process)
         return _exit(tcr.TaskExecWaitResponse, process.exit)
 
     @serves("SandboxStdioReadV2")
@@ -184,6 +186,16 @@ class Router(Service):
         """An end that was not the process's own. Raises `GRPCError` (NOT_FOUND)."""
         if sandbox.result is not None and self.at_death == AtDeath.NOT_FOUND:
             raise GRPCError(Status.NOT_FOUND, f"task {sandbox.task_id} not found")
+
+
+def _check_in_time(process: Process) -> None:
+    """A process that had no time left. Raises `GRPCError` (DEADLINE_EXCEEDED).
+
+    A client asks again until the deadline of its own, which begins when it heard of the start, and then
+    takes the code -1. It would see the signal instead whenever its clock is the later of the two.
+    """
+    if process.timed_out:
+        raise GRPCError(Status.DEADLINE_EXCEEDED, "the process was ended, its time was up")
 
 
 def _exit(reply: type[S], code: int | None) -> S:

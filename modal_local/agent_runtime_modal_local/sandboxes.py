@@ -204,6 +204,7 @@ class Sandboxes:
             async with asyncio.timeout(seconds):
                 await process.exited.wait()
         except TimeoutError:
+            process.timed_out = True
             process.kill()
             await process.exited.wait()
         sandbox.active_at = self._clock.now()

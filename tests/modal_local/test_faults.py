@@ -53,6 +53,16 @@ async def test_a_process_whose_start_was_not_confirmed_runs_once(tmp_path: Path,
         assert await run(sandbox, "cat", "/tmp/runs") == "ran"
 
 
+async def test_a_process_whose_start_was_confirmed_late_still_ends_by_its_time(tmp_path: Path) -> None:
+    async with account(tmp_path) as mine:
+        sandbox = await mine.create()
+        # Seven replies lost are 1.3 s of asking again: its second is over before the client's begins.
+        await mine.server.set_fault(Fault("TaskExecStart", Do.LOSE_REPLY, times=7))
+        process = await sandbox.exec.aio("sleep", "600", timeout=1)
+        assert await process.poll.aio() == -1
+        assert await process.wait.aio() == -1
+
+
 async def test_a_reply_that_is_lost_for_good_leaves_a_sandbox_that_can_be_found(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         await mine.server.set_fault(Fault("SandboxCreateV2", Do.LOSE_REPLY, times=None))
