@@ -118,7 +118,7 @@ class Holder:
         try:
             async with asyncio.timeout(bound_s):
                 reference = self._recorder.record.agent_profile_reference
-                profile = await self._recorder.read(lambda: self._profile(reference), bound_s / 2)
+                profile = await self._recorder.calls.read(lambda: self._profile(reference), bound_s / 2)
                 self._idle_timeout_s = profile.sandbox.idle_timeout_s
                 awake = await self._come_to(profile)
             error = await self._woken(attempt, awake)

@@ -125,7 +125,7 @@ class Loaded:
     @staticmethod
     async def _detach(session: AgentSession) -> None:
         try:
-            if not session.recorder.is_hopeless:
+            if not session.recorder.calls.is_hopeless:
                 await session.recorder.flush()
         finally:
             session.close(detach=True)
@@ -150,13 +150,13 @@ class Loaded:
 
     def fault(self) -> PersistenceFault | None:
         """Why the store does not take what some session has to save; None while it does."""
-        faults = (session.recorder.fault for session in self._sessions.values())
+        faults = (session.recorder.calls.fault for session in self._sessions.values())
         return next((fault for fault in faults if fault is not None), None)
 
     def try_again(self) -> None:
         """The store answers: whoever waits to repeat a write need not wait longer."""
         for session in self._sessions.values():
-            session.recorder.try_again()
+            session.recorder.calls.try_again()
 
     def lock(self, session_id: str) -> asyncio.Lock:
         """Whoever holds it decides whether the session exists and is in memory."""
@@ -212,7 +212,7 @@ class Loaded:
     async def unload(self, session: AgentSession, why: TurnError | None) -> None:
         """Stop a session, save what it has, and let it go; at once where the store is damaged."""
         try:
-            if not session.recorder.is_hopeless and await session.taken_up():
+            if not session.recorder.calls.is_hopeless and await session.taken_up():
                 await session.stop(why)
                 await session.recorder.flush()
         finally:

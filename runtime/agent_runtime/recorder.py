@@ -1,40 +1,29 @@
 """Recorder: what happens in one session is appended to the log, folded, and made durable.
 
 Three kinds of record leave here: blocks (saved in batches as soon as they are complete), files and
-the agent's transcript (saved on the sync timer), all of them before a turn's end. What could not be
-saved is kept and tried again; nothing is dropped but what can never be written. All writes of one
-session go through here, one at a time. The recorder does not know the agent, the sandbox or the
-lifecycle: `session` feeds it.
+the agent's transcript (saved on the sync timer), all of them before a turn's end. All writes of one
+session go through here, one at a time; what happens while the store does not take them is in
+`store_calls`. The recorder does not know the agent, the sandbox or the lifecycle: `session` feeds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, TypeAlias, TypeVar
-
-import structlog
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final
 
 from agent_runtime.blocks import Block
 from agent_runtime.conversation import Conversation, merge_deltas
-from agent_runtime.errors import InvalidRequest, NotFound, PersistenceFault
 from agent_runtime.events import BlockComplete, BlockStart, Event, LogEntry, MetadataUpdate, Position
 from agent_runtime.ports import EventLog, PersistenceAdapter, StoredBlock
 from agent_runtime.records import SessionRecord, Turn, WorkspaceFile
+from agent_runtime.store_calls import StoreCalls
 
-_log = structlog.get_logger(__name__)
-
-_RETRY_FIRST_S: Final = 0.1
-_RETRY_MOST_S: Final = 5.0
-"""Back-off while the store does not answer: soon enough to go on, rare enough not to add to its load."""
 _UNSAVED_BYTES: Final = 64 * 1024 * 1024
 """Files and transcript that wait for a store; beyond it the sandbox's journal, on disk, holds the rest."""
 _KEPT_BLOCKS: Final = 400
 """Complete blocks held in memory during a turn: what is told of them once more finds them in their place."""
-
-T = TypeVar("T")
-_Write: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class Recorder:
@@ -47,11 +36,10 @@ class Recorder:
         position: the log's head; `position` always names the last event that was folded.
         page: so many blocks a joining viewer gets; between turns no more are held.
 
-    `fault` says why while a write is being repeated because the store does not take it; `full` while
-    so much waits to be saved that no more should be brought in, and `relieved` is called when that
-    changes. While `silent`, events are folded and not appended: they were told before, to a log that
-    is no more. `restoring` are files that are just being put back: whatever a sandbox reports of them then,
-    the store is right.
+    `calls` are those to the store, and know its `fault`. `full` says that so much waits to be saved that no
+    more should be brought in; `relieved` is called when either changes. While `silent`, events are folded
+    and not appended: they were told before, to a log that is no more. `restoring` are files that are just
+    being put back: whatever a sandbox reports of them then, the store is right.
     """
 
     def __init__(
@@ -70,7 +58,7 @@ class Recorder:
         self.conversation = conversation
         self.files = {file.path: file for file in files}
         self.restoring: frozenset[str] = frozenset()
-        self.fault: PersistenceFault | None = None
+        self.calls = StoreCalls(record.session_id, settled=self._write_settled)
         self.silent = False
         self.relieved: Callable[[], None] = lambda: None
         self.position = position
@@ -86,9 +74,7 @@ class Recorder:
         self._unsaved_bytes = 0
         self._noted = False
         self._dirty = asyncio.Event()
-        self._again = asyncio.Event()
         self._writing = asyncio.Lock()
-        self._calling = asyncio.Lock()
         self._publishing = asyncio.Lock()
         self._placing = asyncio.Lock()
 
@@ -96,6 +82,9 @@ class Recorder:
     def session_id(self) -> str:
         """The session that is recorded."""
         return self.record.session_id
+
+    def _write_settled(self) -> None:
+        self.relieved()
 
     async def publish(self, events: Sequence[Event]) -> None:
         """Append events in order, neighbouring deltas merged, and fold them.
@@ -171,20 +160,6 @@ class Recorder:
         return bool(waiting) or self._writing.locked()
 
     @property
-    def failing(self) -> bool:
-        """Whether the store does not take what there is to save."""
-        return self.fault is not None
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether no patience will help: the store is damaged, and nobody should wait for it."""
-        return self.fault is not None and not self.fault.retryable
-
-    def try_again(self) -> None:
-        """Somebody saw the store answer, or wants it to: a write that is to be repeated waits no longer."""
-        self._again.set()
-
-    @property
     def full(self) -> bool:
         """Whether too much waits to be saved."""
         return self._unsaved_bytes > _UNSAVED_BYTES
@@ -235,17 +210,12 @@ class Recorder:
         self._transcript_next[key] = first + len(waiting)
         self._dirty.set()
 
-    async def once(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make one call to the store, after those under way. Raises what it raises."""
-        async with self._calling:
-            return await call()
-
     async def save_turn(self, turn: Turn, blocks: Sequence[StoredBlock] = (), **changes: Any) -> None:
         """Make a turn durable, with blocks and changes of the record at once, until the store takes it."""
         async with self._writing:
             if changes:  # not before it is our turn: nobody else may store them without the turn
                 self.record = self.record.model_copy(update=changes)
-            is_stored = await self._until_saved(
+            is_stored = await self.calls.until_saved(
                 lambda: self._persistence.save_turn(
                     self.session_id, turn, blocks, record=self.record if changes else None
                 )
@@ -269,7 +239,7 @@ class Recorder:
         """With the record as it is; what was noted in it needs no saving of its own."""
         noted, self._noted = self._noted, False
         try:
-            return await self._until_saved(
+            return await self.calls.until_saved(
                 lambda: self._persistence.save_turn(self.session_id, turn, blocks, record=self.record)
             )
         except BaseException:
@@ -298,23 +268,8 @@ class Recorder:
             raise
 
     async def _save_record(self) -> None:
-        await self._persist(lambda: self._persistence.update_session(self.record))
-
-    async def read(self, call: Callable[[], Awaitable[T]], within_s: float) -> T:
-        """Read from the store, patiently: a store that is away for a moment fails nobody's turn.
-
-        Raises `PersistenceFault` where it does not answer within so many seconds, or never will.
-        """
-        loop = asyncio.get_running_loop()
-        deadline, delay = loop.time() + within_s, _RETRY_FIRST_S
-        while True:
-            try:
-                return await call()
-            except PersistenceFault as fault:
-                if not fault.retryable or loop.time() + delay > deadline:
-                    raise
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 1.0)
+        async with self._writing:
+            await self.calls.until_saved(lambda: self._persistence.update_session(self.record))
 
     async def flush(self) -> None:
         """Make everything durable that is not; returns when it is."""
@@ -361,7 +316,7 @@ class Recorder:
             await self._blocks_saved((block,))
 
     async def _blocks_saved(self, blocks: Sequence[StoredBlock]) -> bool:
-        return await self._until_saved(lambda: self._persistence.save_blocks(self.session_id, blocks))
+        return await self.calls.until_saved(lambda: self._persistence.save_blocks(self.session_id, blocks))
 
     async def _save_workspace(self, *, files_alone: bool = False) -> None:
         async with self._writing:
@@ -385,54 +340,11 @@ class Recorder:
 
     async def _save_files(self, files: dict[str, WorkspaceFile | None]) -> None:
         if saved := [file for file in files.values() if file is not None]:
-            await self._until_saved(lambda: self._persistence.save_files(self.session_id, saved))
+            await self.calls.until_saved(lambda: self._persistence.save_files(self.session_id, saved))
         if gone := [path for path, file in files.items() if file is None]:
-            await self._until_saved(lambda: self._persistence.delete_files(self.session_id, gone))
+            await self.calls.until_saved(lambda: self._persistence.delete_files(self.session_id, gone))
 
     async def _save_entries(self, key: str, place: int, entries: list[dict[str, Any]]) -> None:
-        await self._until_saved(
+        await self.calls.until_saved(
             lambda: self._persistence.append_transcript(self.session_id, key, place, entries)
         )
-
-    async def _persist(self, write: _Write) -> None:
-        async with self._writing:
-            await self._until_saved(write)
-
-    async def _until_saved(self, write: _Write) -> bool:
-        """Repeat a write until the store takes it; False where it never will.
-
-        A session deleted meanwhile needs no saving.
-        """
-        delay = _RETRY_FIRST_S / 2
-        try:
-            while True:
-                try:
-                    await self.once(write)
-                except NotFound:
-                    return True
-                except InvalidRequest as fault:  # repeating it would hold up all that follows
-                    _log.error("not_stored", session_id=self.session_id, code=fault.code)
-                    return False
-                except PersistenceFault as fault:
-                    self.fault = fault
-                    delay = self._next_delay(delay, fault)
-                else:
-                    return True
-                await self._pause(delay)
-        finally:
-            self.fault = None  # also when given up: whoever writes next finds out for himself
-            self.relieved()
-
-    def _next_delay(self, delay: float, fault: PersistenceFault) -> float:
-        """Twice as long each time; what no patience heals is tried rarely, and said louder."""
-        tell = _log.warning if fault.retryable else _log.error
-        tell("persistence_retry", session_id=self.session_id, code=fault.code, reason=fault.detail)
-        return min(delay * 2, _RETRY_MOST_S) if fault.retryable else _RETRY_MOST_S
-
-    async def _pause(self, delay: float) -> None:
-        """Wait so long, or until `try_again`; never so short that many who ask are a load."""
-        await asyncio.sleep(_RETRY_FIRST_S)
-        self._again.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay - _RETRY_FIRST_S):
-                await self._again.wait()

@@ -205,7 +205,7 @@ class RunnerFeed:
             return None
         if self._agent.one_by_one or self._is_much_unacknowledged():
             return None
-        if self._recorder.failing or self._recorder.full:
+        if self._recorder.calls.failing or self._recorder.full:
             return None
         if not all(frame["k"] == "agent" for frame in frames):
             return None
@@ -260,7 +260,7 @@ class RunnerFeed:
     def _is_full(self) -> bool:
         """Whether so much waits for the store that the journal, on disk, must hold the rest."""
         waiting = self._link.received - self._received_when_acknowledged
-        return self._recorder.full or (self._recorder.failing and waiting > _UNSAVED_BYTES)
+        return self._recorder.full or (self._recorder.calls.failing and waiting > _UNSAVED_BYTES)
 
     def _go_on(self) -> None:
         with suppress(SandboxFault):  # the reader finds out by itself

@@ -282,8 +282,8 @@ class AgentSession:
             raise Conflict(detail, code="session_unloaded", retryable=True, session_id=self.session_id)
 
     def _check_store(self) -> None:
-        if (fault := self.recorder.fault) is not None:
-            self.recorder.try_again()
+        if (fault := self.recorder.calls.fault) is not None:
+            self.recorder.calls.try_again()
             detail = "The store does not answer; try again later." if fault.retryable else fault.detail
             raise PersistenceFault(detail, retryable=fault.retryable, session_id=self.session_id)
 

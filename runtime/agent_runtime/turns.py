@@ -89,7 +89,9 @@ class Turns:
             )
             self._next_index += 1  # counts also when saving fails: it may have been saved all the same
             self._remember(turn.message_id)
-            await self._recorder.once(lambda: self._persistence.save_turn(self._recorder.session_id, turn))
+            await self._recorder.calls.once(
+                lambda: self._persistence.save_turn(self._recorder.session_id, turn)
+            )
             self._waiting[turn.turn_id] = turn
             return turn, False
 
@@ -111,7 +113,7 @@ class Turns:
         """
         if self._message_ids is not None and message_id not in self._message_ids:
             return None
-        return await self._recorder.once(
+        return await self._recorder.calls.once(
             lambda: self._persistence.find_turn(self._recorder.session_id, message_id)
         )
 

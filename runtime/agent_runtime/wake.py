@@ -303,13 +303,13 @@ async def _restore_files(
     What was kept without its content is gone with the old sandbox, so it leaves the manifest too.
     """
     session_id, store, patience_s = recorder.session_id, around.persistence, around.wake_timeout_s / 2
-    manifest = await recorder.read(lambda: store.load_manifest(session_id), patience_s)
+    manifest = await recorder.calls.read(lambda: store.load_manifest(session_id), patience_s)
     missing = [known for known in manifest if not _is_there(known, there)]
     if missing:
         await say(f"Writing {len(missing)} files")
     lost: list[str] = []
     for known in missing:
-        file = await recorder.read(partial(store.load_file, session_id, known.path), patience_s)
+        file = await recorder.calls.read(partial(store.load_file, session_id, known.path), patience_s)
         if file is None:
             continue
         if file.omitted is not None:
@@ -337,7 +337,7 @@ async def _restore_transcript(recorder: Recorder, around: Surroundings, link: Ru
 
     An agent may have said who it is and died before anything that was said was kept.
     """
-    transcript = await recorder.read(
+    transcript = await recorder.calls.read(
         lambda: around.persistence.load_transcript(recorder.session_id), around.wake_timeout_s / 2
     )
     recorder.transcript_stored({key: len(entries) for key, entries in transcript.items()})

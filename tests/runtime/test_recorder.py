@@ -125,10 +125,10 @@ async def test_a_cancelled_write_is_made_again_without_anybody_asking() -> None:
         recorder.file_changed(file("f"), deleted=False)
         await recorder.publish([text("a")])
         asked = tasks.create_task(recorder.flush())
-        await eventually(lambda: recorder.failing)
+        await eventually(lambda: recorder.calls.failing)
         await cancelled(asked)
         store.down = False
-        await eventually(lambda: "save_files" in store.calls and not recorder.failing)
+        await eventually(lambda: "save_files" in store.calls and not recorder.calls.failing)
         assert await stored_blocks(store) == ["a"]
         syncing.cancel()
 
@@ -138,9 +138,9 @@ async def test_a_cancelled_write_does_not_leave_the_session_closed_to_messages()
         store.down = True
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(recorder.update_record(name="new"))
-            await eventually(lambda: recorder.failing)
+            await eventually(lambda: recorder.calls.failing)
             await cancelled(writing)
-        assert not recorder.failing
+        assert not recorder.calls.failing
         store.down = False
         await recorder.update_record(metadata={"k": "v"})
         kept = await store.inner.load_session("s")
@@ -155,13 +155,13 @@ async def test_while_the_store_is_down_everything_is_kept_and_tried_again() -> N
             recorder.file_changed(file(f"f{number}"), deleted=False)
             recorder.transcript_grew("main", [{"n": number}], size_bytes=10)
         flushing = tasks.create_task(recorder.flush())
-        await eventually(lambda: recorder.failing and store.refused >= 2)
+        await eventually(lambda: recorder.calls.failing and store.refused >= 2)
         await recorder.publish([text("b3")])
         recorder.transcript_grew("main", [{"n": 3}], size_bytes=10)
         store.down = False
         await flushing
         await recorder.flush()
-        assert not recorder.failing
+        assert not recorder.calls.failing
         assert await stored_blocks(store) == ["b0", "b1", "b2", "b3"]
         kept = await store.inner.load_transcript("s")
         assert [entry["n"] for entry in kept["main"]] == [0, 1, 2, 3]
@@ -244,7 +244,7 @@ async def test_a_block_that_no_store_can_take_costs_no_other() -> None:
         await recorder.publish([text("a"), text("bad"), text("c")])
         await recorder.flush()
         assert await stored_blocks(store) == ["a", "c"]
-        assert not recorder.failing
+        assert not recorder.calls.failing
 
 
 async def test_a_session_that_was_deleted_needs_no_saving() -> None:
@@ -262,8 +262,8 @@ async def test_one_call_more_is_told_when_the_store_is_down() -> None:
     async with recording() as (recorder, store):
         store.down = True
         with pytest.raises(PersistenceFault):
-            await recorder.once(lambda: store.load_session("s"))
-        assert not recorder.failing
+            await recorder.calls.once(lambda: store.load_session("s"))
+        assert not recorder.calls.failing
 
 
 async def test_records_of_one_block_never_change_its_place() -> None:
