@@ -16,6 +16,7 @@ from agent_runtime.blocks import BlockState, System
 from agent_runtime.clock import now
 from agent_runtime.errors import SandboxFault
 from agent_runtime.events import BlockComplete, BlockStart, FileChanged
+from agent_runtime.log_lines import LogLines
 from agent_runtime.profile import FileRules
 from agent_runtime.recorder import Recorder
 from agent_runtime.runner_link import RunnerLink
@@ -44,6 +45,7 @@ class FileFeed:
         self._recorder = recorder
         self._turn_id = turn_id
         self._most = max_files * _ROOM
+        self._lines = LogLines()
         self._unread: dict[str, FileReport] = {}
         self._told = asyncio.Event()
         self._fetching = asyncio.Lock()
@@ -61,7 +63,7 @@ class FileFeed:
         """Note a `file` frame and tell viewers; a malformed one is refused and logged."""
         report = read_report(frame)
         if report is None or not (report.file.path in self._recorder.files or self._has_room()):
-            _log.warning("file_report_refused", session_id=self._recorder.session_id)
+            self._refused()
             return
         if report.file.path in self._recorder.restoring:
             return
@@ -76,6 +78,10 @@ class FileFeed:
             self._told.set()
         event = FileChanged(change=report.change, file=shown(report), turn_id=self._turn_id())
         await self._recorder.publish([event])
+
+    def _refused(self) -> None:
+        event = "file_report_refused"
+        self._lines.say(event, _log.warning, event, session_id=self._recorder.session_id)
 
     def _has_room(self) -> bool:
         """No honest runner tells of so many; whoever does must not fill our memory."""

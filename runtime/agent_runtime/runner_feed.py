@@ -25,6 +25,7 @@ from agent_runtime.errors import SandboxFault
 from agent_runtime.file_feed import FileFeed
 from agent_runtime.gathering import Gathering
 from agent_runtime.incoming import text
+from agent_runtime.log_lines import LogLines
 from agent_runtime.ports import Translator
 from agent_runtime.profile import FileRules
 from agent_runtime.recorder import Recorder
@@ -74,6 +75,7 @@ class RunnerFeed:
         self._link = link
         self._recorder = recorder
         self._gathering = gathering
+        self._lines = LogLines()
         self._may_read = asyncio.Event()
         self._may_read.set()
         self.caught_up = asyncio.Event()
@@ -262,6 +264,9 @@ class RunnerFeed:
         waiting = self._link.received - self._received_when_acknowledged
         return self._recorder.full or (self._recorder.calls.failing and waiting > _UNSAVED_BYTES)
 
+    def _say(self, tell: Callable[..., object], event: str, **facts: object) -> None:
+        self._lines.say(event, tell, event, session_id=self._recorder.session_id, **facts)
+
     def _go_on(self) -> None:
         with suppress(SandboxFault):  # the reader finds out by itself
             self._pace()
@@ -275,9 +280,9 @@ class RunnerFeed:
             case "transcript":
                 self._transcript.take(frame)
             case "stderr":
-                _log.info("agent_stderr", session_id=self._recorder.session_id, text=text(frame, "text"))
+                self._say(_log.info, "agent_stderr", text=text(frame, "text"))
             case "fault":
-                _log.warning("runner_fault", session_id=self._recorder.session_id, code=text(frame, "code"))
+                self._say(_log.warning, "runner_fault", code=text(frame, "code"))
                 if frame.get("code") == "too_many_files":
                     await self._files.left_out(frame)
                 elif frame.get("code") == SIGNALLED:  # not by us, or we would not hear of it

@@ -1,9 +1,11 @@
 """The feed between a talkative runner and a session: nothing stalls, nothing is out of turn."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
+import structlog
 
 from agent_runtime import gathering
 from agent_runtime.blocks import AssistantText
@@ -143,6 +145,24 @@ async def test_frames_that_mean_nothing_are_passed_over() -> None:
         assert turn.status is TurnStatus.COMPLETED
         assert await it.store.inner.load_transcript(session_id) == {"main": [{"n": 1}, {"n": "\ud800"}]}
         assert await it.manager.manifest(ANNA, session_id) == ()
+
+
+async def test_a_sandbox_that_complains_without_end_is_a_few_lines_of_log_and_hides_nothing_else() -> None:
+    curtain = Curtain()
+    async with world(curtain) as it:
+        session_id = await it.new(message="hello")
+        await curtain.playing()
+        runner = it.sandboxes.made[0].runner
+        with structlog.testing.capture_logs() as logs:
+            runner.keep("stderr", [{"text": f"complaint {number}"} for number in range(1000)])
+            runner.keep("file", [{"path": "../up", "change": "created"}] * 1000)
+            runner.keep("fault", [{"code": "unheard of"}] * 1000)
+            curtain.raised.set()
+            await it.ended(session_id, 1)
+    told = Counter(entry["event"] for entry in logs if entry.get("session_id") == session_id)
+    for event in ("agent_stderr", "file_report_refused", "runner_fault"):
+        # A hundred, and one more for each second that this took.
+        assert 100 <= told[event] < 300
 
 
 async def test_a_very_long_line_is_translated_and_kept_as_others_are() -> None:

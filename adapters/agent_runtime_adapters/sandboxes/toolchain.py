@@ -32,6 +32,8 @@ RUNNER_PACKAGE: Final = "agent_runtime_sandbox"
 INSIDE: Final = PurePosixPath("/opt/agent-runtime")
 SYSTEM: Final = Path("/usr")
 AGENT_LIBRARY: Final = "claude_agent_sdk"
+_IMPORT_WITHIN_S: Final = 60.0
+"""Far more than it takes; a server must not wait for ever for what only saves time."""
 AGENTS: Final = {"claude": (AGENT_LIBRARY, "_bundled/claude")}
 """By the name of the runner's driver: the package that an agent's binary comes with, and its place in it."""
 
@@ -121,7 +123,9 @@ async def _import_once() -> None:
         stderr=null,
     )
     try:
-        await process.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_IMPORT_WITHIN_S):
+                await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
