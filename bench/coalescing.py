@@ -28,7 +28,8 @@ from rounds import rounds
 GATHERING, NOT = "gathering", "not gathering"
 WITHIN_S = {GATHERING: 0.05, NOT: 0.0}
 TOKENS_PER_SECOND = 50
-SECONDS = 3.0
+SECONDS = {1: 3.0, 250: 3.0, 1000: 15.0}
+"""By the number of sessions; long enough, where all of a core is taken, to see whether a queue grows."""
 LOADS = {1: 2, 250: 2, 1000: 1}
 """Sessions, and how many rounds."""
 
@@ -53,7 +54,7 @@ async def measure(sessions: int, count: int) -> dict[str, list[Sample]]:
         turns = {}
         for name, within_s in WITHIN_S.items():
             carrier = await stack.enter_async_context(streaming(within_s, sessions))
-            turns[name] = partial(carrier.turn, rate, SECONDS)
+            turns[name] = partial(carrier.turn, rate, SECONDS.get(sessions, 3.0))
         return await rounds(turns, count, warm_up=0)
 
 
@@ -61,11 +62,14 @@ def told(samples: list[Sample]) -> dict[str, Any]:
     """What is kept of one variant."""
     return {
         "tokens_per_second": summary([each.lines_per_second for each in samples]),
+        "came_in_time": summary([each.came_in_time / each.written for each in samples]),
         "server_us_per_token": summary([each.server_us for each in samples]),
         "server_share": summary([each.server_share for each in samples]),
         "load_share": summary([each.load_share for each in samples]),
         "late_us_p50": summary([each.lateness(0.5) for each in samples]),
         "late_us_p99": summary([each.lateness(0.99) for each in samples]),
+        "late_us_first_third": summary([each.late_thirds_us[0] for each in samples]),
+        "late_us_last_third": summary([each.late_thirds_us[2] for each in samples]),
         "tokens_per_frame": summary([each.written / each.frames for each in samples]),
         "peak_mib": summary([each.peak_bytes / 1024 / 1024 for each in samples]),
     }
@@ -79,11 +83,14 @@ def tell(found: dict[int, dict[str, list[Sample]]]) -> dict[str, Any]:
         head = [
             "",
             "tokens/s",
+            "in time",
             "server us",
             "its core",
             "load's core",
             "p50 us",
             "p99 us",
+            "p50 first third",
+            "p50 last third",
             "tokens/frame",
             "MiB",
         ]

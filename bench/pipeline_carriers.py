@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -45,7 +46,9 @@ _RESTS_S, _RUNNER_RESTS_S = 0.01, 0.0001
 class Sample:
     """One turn of all agents: what its deltas took, not its beginning and end. Microseconds, bytes.
 
-    `load_us`: of agents and viewers, which share their core with the runners.
+    `load_us`: of agents and viewers, which share their core with the runners. `late_thirds_us`: medians of
+    the lines written in the first, second and last third of the time: a queue that grows shows there.
+    `came_in_time`: lines that had come when the last one was written.
     """
 
     written: int
@@ -54,6 +57,8 @@ class Sample:
     runners_us: float
     load_us: float
     late_us: list[int]
+    late_thirds_us: tuple[float, ...]
+    came_in_time: int
     peak_bytes: int
     least: int
     most: int
@@ -173,13 +178,14 @@ _PEAKS: dict[int, list[int]] = {}
 
 def judged(told: dict[str, Any], received: list[Received], spent: list[float], peak: int) -> Sample:
     """Every line must have come, once and in its place; then what it took."""
-    written, late, last, in_time = sum(told["written"]), [], 0, []
+    written, last, in_time = sum(told["written"]), 0, []
+    late: list[tuple[int, int]] = []
     until = (told["began"] + told["seconds"]) * 1e9
     for number, (said, each) in enumerate(zip(told["written"], received, strict=True)):
         deltas = each.deltas()
         if [n for n, _, _ in deltas] != list(range(said)):
             raise SystemExit(f"session {number} got {len(deltas)} of {said} lines, or in another order")
-        late += [lateness for _, lateness, _ in deltas]
+        late += [(arrived // 1000 - lateness, lateness) for _, lateness, arrived in deltas]
         last = max(last, deltas[-1][2] if deltas else 0)
         in_time.append(sum(arrived <= until for _, _, arrived in deltas))
     server_us, runners_us, load_us = (seconds * 1e6 / max(1, written) for seconds in spent)
@@ -189,12 +195,21 @@ def judged(told: dict[str, Any], received: list[Received], spent: list[float], p
         server_us=server_us,
         runners_us=runners_us,
         load_us=load_us,
-        late_us=sorted(late),
+        late_us=sorted(lateness for _, lateness in late),
+        late_thirds_us=_by_thirds(late),
+        came_in_time=sum(in_time),
         peak_bytes=peak,
         least=min(in_time),
         most=max(in_time),
         frames=sum(len(each.frames) for each in received),
     )
+
+
+def _by_thirds(late: list[tuple[int, int]]) -> tuple[float, ...]:
+    """The median lateness of each third of the lines, in the order of their writing."""
+    ordered = [lateness for _, lateness in sorted(late)]
+    third = max(1, len(ordered) // 3)
+    return tuple(median(ordered[first : first + third] or [0]) for first in (0, third, 2 * third))
 
 
 @asynccontextmanager
