@@ -3,8 +3,8 @@
 The law: `step(state, input)` is the only thing that changes a session's state. It returns the new
 state and the effects that the shell (`session`) performs in order; what comes of them returns as
 inputs; both are named in `moves`. `TRANSITIONS` is the whole table (drawn in `docs/lifecycle.md`): a
-pair that is not in it raises `InvalidTransition` and changes nothing. `check` states what must hold
-after every step.
+pair that is not in it raises `InvalidTransition` and changes nothing. What a state is, and what must hold
+of it after every step, is in `state`.
 
     dormant     no sandbox              waking    an agent is on its way
     ready       the agent rests         running   a turn is under way
@@ -15,7 +15,7 @@ after every step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from agent_runtime.moves import (
@@ -37,6 +37,7 @@ from agent_runtime.moves import (
     InterruptExpired,
     InterruptWanted,
     MessageAccepted,
+    NotSteered,
     PrewarmWanted,
     SandboxAging,
     SandboxIdle,
@@ -52,29 +53,7 @@ from agent_runtime.moves import (
 )
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.reports import AgentTurnEnded
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """All that decides what a session may do next.
-
-    `turn` is the one under way; `queue` holds accepted turns in order; `interrupting` says that
-    the turn under way was asked to end, `autonomous` that the agent began it by itself. `again` is a
-    turn that had begun when its sandbox died, before the agent did anything for it: it is tried once
-    more, and does not begin twice. `leaving`: its sandbox will not live for long any more, and is left
-    when the turn under way is over. `attempt` counts wakes, so that the late answer of one that was
-    given up is known for what it is.
-    """
-
-    phase: Phase = Phase.DORMANT
-    turn: str | None = None
-    queue: tuple[str, ...] = ()
-    interrupting: bool = False
-    autonomous: bool = False
-    leaving: bool = False
-    again: str | None = None
-    attempt: int = 0
-
+from agent_runtime.state import State
 
 Step: TypeAlias = tuple[State, tuple[Effect, ...]]
 
@@ -93,19 +72,10 @@ def step(state: State, given: Input) -> Step:
     move = TRANSITIONS.get((state.phase, type(given)))
     if move is None:
         raise InvalidTransition(state, given)
-    return move(state, given)
-
-
-def check(state: State) -> None:
-    """What holds after every step. Raises AssertionError."""
-    assert (state.turn is not None) == (state.phase is Phase.RUNNING)
-    assert state.turn is not None or not (state.interrupting or state.autonomous or state.leaving)
-    assert len(set(state.queue)) == len(state.queue)
-    assert state.turn not in state.queue
-    assert not (state.queue and state.phase in _WITHOUT_QUEUE)
-
-
-_WITHOUT_QUEUE: Final = frozenset({Phase.READY, Phase.DORMANT, Phase.HIBERNATED, Phase.FAILED})
+    after, effects = move(state, given)
+    if after.handed:
+        after = replace(after, handed=tuple(turn for turn in after.handed if turn in after.queue))
+    return after, effects
 
 
 # The moves. Each takes the state and the input that the table below pairs it with.
@@ -129,11 +99,15 @@ def _join(state: State, given: MessageAccepted) -> Step:
     """A message in mid-turn."""
     queued, effects = _enqueue(state, given)
     if given.manner == "steer" and not state.interrupting:
-        return queued, (*effects, Steer(given.turn_id))
+        return replace(queued, handed=(*state.handed, given.turn_id)), (*effects, Steer(given.turn_id))
     if given.manner == "interrupt":
         interrupted, more = _interrupt(queued, InterruptWanted())
         return interrupted, (*effects, *more)
     return queued, effects
+
+
+def _not_steered(state: State, given: NotSteered) -> Step:
+    return replace(state, handed=tuple(turn for turn in state.handed if turn != given.turn_id)), ()
 
 
 def _steered(state: State, given: Steered) -> Step:
@@ -183,17 +157,23 @@ def _run(state: State, given: MessageAccepted) -> Step:
 def _next(state: State, *, announce_queue: bool = True) -> Step:
     """With a living agent and no turn under way: begin the next one, or rest; or leave an old sandbox.
 
-    Who waits then goes on waiting: the next sandbox is woken for them.
+    Who waits then goes on waiting: the next sandbox is woken for them. What the agent has already comes
+    first, whatever else waits and however old the sandbox is: the agent does not wait, and what it may have
+    begun must not be asked of another one. An interrupt ends that, too.
     """
-    if state.leaving:
+    turn = next(iter(state.handed), None)
+    if state.leaving and turn is None:
         return _stopping(state), (AnnounceStatus(), StopSandbox(keep=True))
     if not state.queue:
         return replace(state, phase=Phase.READY, turn=None, interrupting=False), (AnnounceStatus(),)
-    turn, *rest = state.queue
-    state = replace(state, phase=Phase.RUNNING, turn=turn, queue=tuple(rest), interrupting=False)
+    ends = state.interrupting and turn is not None
+    turn = turn or state.queue[0]
+    rest = tuple(each for each in state.queue if each != turn)
+    state = replace(state, phase=Phase.RUNNING, turn=turn, queue=rest, interrupting=ends)
     told: tuple[Effect, ...] = (AnnounceQueue(),) if announce_queue else ()
     begin: tuple[Effect, ...] = () if turn == state.again else (BeginTurn(turn),)
-    return state, (*told, AnnounceStatus(), *begin, Deliver(turn))
+    end: tuple[Effect, ...] = (Interrupt(turn),) if ends else ()
+    return state, (*told, AnnounceStatus(), *begin, Deliver(turn), *end)
 
 
 def _woken(state: State, given: Woken) -> Step:
@@ -276,7 +256,13 @@ def _stop(state: State, given: StopWanted) -> Step:
 
 def _stopping(state: State) -> State:
     return replace(
-        state, phase=Phase.STOPPING, turn=None, interrupting=False, autonomous=False, leaving=False
+        state,
+        phase=Phase.STOPPING,
+        turn=None,
+        handed=(),
+        interrupting=False,
+        autonomous=False,
+        leaving=False,
     )
 
 
@@ -346,6 +332,7 @@ _EVERYWHERE: Final[dict[type, _Move]] = {
     AgentRested: _stay,
     InterruptWanted: _withdraw,
     InterruptExpired: _stay,
+    NotSteered: _stay,
     PrewarmWanted: _stay,
     SandboxAging: _stay,
     SandboxIdle: _stay,
@@ -387,6 +374,7 @@ _TABLE: Final[dict[Phase, dict[type, _Move]]] = {
     Phase.RUNNING: {
         MessageAccepted: _join,
         Steered: _steered,
+        NotSteered: _not_steered,
         AgentRested: _agent_rested,
         SandboxAging: _leave_after_turn,
         InterruptWanted: _interrupt,

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from agent_runtime import lifecycle
-from agent_runtime.lifecycle import State
 from agent_runtime.moves import Effect, Input
+from agent_runtime.state import State, check
 
 
 class Machine:
@@ -38,7 +38,7 @@ class Machine:
     def feed(self, given: Input) -> None:
         """Make a move. After `end` the state still moves, and nothing follows."""
         self.state, effects = lifecycle.step(self.state, given)
-        lifecycle.check(self.state)
+        check(self.state)
         self.moved_at = asyncio.get_running_loop().time()
         self._moved()
         self._next.set()

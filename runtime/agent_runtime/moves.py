@@ -34,6 +34,13 @@ class Steered:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSteered:
+    """The agent was not handed the message of a waiting turn after all."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
     """A sandbox of an earlier process was found alive, with all that it said since dealt with.
 
@@ -136,6 +143,7 @@ class SandboxAging:
 Input: TypeAlias = (
     MessageAccepted
     | Steered
+    | NotSteered
     | Attached
     | PrewarmWanted
     | Woken

@@ -245,6 +245,7 @@ class Performer:
             taken = True
         except SandboxFault as fault:
             _log.info("not_steered", session_id=self._session_id, code=fault.code)
+            self.machine.feed(moves.NotSteered(turn_id))
         outcome = self._steering.get(turn_id)
         if outcome is not None and not outcome.done():
             outcome.set_result(taken)

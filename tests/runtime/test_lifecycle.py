@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_runtime import moves
-from agent_runtime.lifecycle import TRANSITIONS, InvalidTransition, State, check, step
+from agent_runtime.lifecycle import TRANSITIONS, InvalidTransition, step
 from agent_runtime.moves import (
     AgentBegan,
     AgentIdle,
@@ -28,6 +28,7 @@ from agent_runtime.moves import (
     InterruptExpired,
     InterruptWanted,
     MessageAccepted,
+    NotSteered,
     PrewarmWanted,
     SandboxAging,
     SandboxIdle,
@@ -43,6 +44,7 @@ from agent_runtime.moves import (
 )
 from agent_runtime.records import Phase, TurnError, TurnStatus
 from agent_runtime.reports import AgentTurnEnded
+from agent_runtime.state import State, check
 
 LOST = TurnError(code="sandbox_lost", message="gone")
 NO_ROOM = TurnError(code="sandbox_unavailable", message="no room")
@@ -208,6 +210,50 @@ GAMES: dict[str, Game] = {
         (AgentBegan("own"), []),
         (AgentRested(BY_ITSELF), []),
         (AgentRested(COMPLETED), [EndTurn("a", COMPLETED), STATUS]),
+    ],
+    "what the agent was handed and cannot give back it answers first, and is asked to end that as well": [
+        (MessageAccepted("a"), [QUEUE, STATUS, Wake(1)]),
+        (Woken(1), [QUEUE, STATUS, BeginTurn("a"), Deliver("a")]),
+        (MessageAccepted("w"), [QUEUE]),
+        (MessageAccepted("b", "steer"), [QUEUE, Steer("b")]),
+        (MessageAccepted("c", "interrupt"), [QUEUE, Interrupt("a")]),
+        (
+            AgentRested(CANCELLED),
+            [EndTurn("a", CANCELLED), QUEUE, STATUS, BeginTurn("b"), Deliver("b"), Interrupt("b")],
+        ),
+        (AgentRested(CANCELLED), [EndTurn("b", CANCELLED), QUEUE, STATUS, BeginTurn("c"), Deliver("c")]),
+        (AgentRested(COMPLETED), [EndTurn("c", COMPLETED), QUEUE, STATUS, BeginTurn("w"), Deliver("w")]),
+    ],
+    "what the agent was not handed after all waits where it was": [
+        (MessageAccepted("a"), [QUEUE, STATUS, Wake(1)]),
+        (Woken(1), [QUEUE, STATUS, BeginTurn("a"), Deliver("a")]),
+        (MessageAccepted("w"), [QUEUE]),
+        (MessageAccepted("b", "steer"), [QUEUE, Steer("b")]),
+        (NotSteered("b"), []),
+        (AgentRested(COMPLETED), [EndTurn("a", COMPLETED), QUEUE, STATUS, BeginTurn("w"), Deliver("w")]),
+    ],
+    "what the agent may have begun is not asked of another one": [
+        (MessageAccepted("a"), [QUEUE, STATUS, Wake(1)]),
+        (Woken(1), [QUEUE, STATUS, BeginTurn("a"), Deliver("a")]),
+        (MessageAccepted("b", "steer"), [QUEUE, Steer("b")]),
+        (MessageAccepted("c", "interrupt"), [QUEUE, Interrupt("a")]),
+        (
+            AgentRested(CANCELLED),
+            [EndTurn("a", CANCELLED), QUEUE, STATUS, BeginTurn("b"), Deliver("b"), Interrupt("b")],
+        ),
+        (SandboxLost(LOST), [EndTurn("b", CANCELLED), STATUS, StopSandbox()]),
+        (Stopped(), [STATUS, Wake(2)]),
+        (Woken(2), [QUEUE, STATUS, BeginTurn("c"), Deliver("c")]),
+    ],
+    "an old sandbox is left when the agent is done with all that it was handed": [
+        (MessageAccepted("a"), [QUEUE, STATUS, Wake(1)]),
+        (Woken(1), [QUEUE, STATUS, BeginTurn("a"), Deliver("a")]),
+        (SandboxAging(), []),
+        (MessageAccepted("b", "steer"), [QUEUE, Steer("b")]),
+        (MessageAccepted("w"), [QUEUE]),
+        (AgentRested(COMPLETED), [EndTurn("a", COMPLETED), QUEUE, STATUS, BeginTurn("b"), Deliver("b")]),
+        (AgentRested(COMPLETED), [EndTurn("b", COMPLETED), STATUS, StopSandbox(keep=True)]),
+        (Stopped(), [STATUS, Wake(2)]),
     ],
     "a late or forged answer to another message ends nothing": [
         (MessageAccepted("a"), [QUEUE, STATUS, Wake(1)]),
@@ -411,6 +457,9 @@ class Shell:
         self.sandbox = False
         self.agent = False
         self.to_tell: set[str] = set()
+        self.turn: str | None = None
+        self.given: dict[str, str | None] = {}
+        """What this agent was handed, in order, and in which turn."""
 
     def feed(self, given: Input) -> None:
         self.state, effects = step(self.state, given)
@@ -436,9 +485,13 @@ class Shell:
                 assert self.agent
                 assert effect.turn_id == self.open_turn()
                 self.to_tell.discard(effect.turn_id)
+                self.turn = self.given[effect.turn_id] = effect.turn_id
+                waits = [turn for turn in self.given if turn in (effect.turn_id, *self.state.queue)]
+                assert waits[0] == effect.turn_id, "the agent was handed another one before"
             case Steer():
                 assert self.agent
                 assert effect.turn_id not in self.begun
+                self.given[effect.turn_id] = self.turn
             case Interrupt():
                 assert self.agent
                 assert effect.turn_id == self.open_turn()
@@ -467,6 +520,9 @@ class Shell:
             case StopSandbox():
                 assert self.sandbox, "nothing to stop"
                 assert self.open_turn() in {None, self.state.again}
+                for turn in set(self.state.queue) & set(self.given) - {self.state.again}:
+                    assert self.given[turn] == self.turn, "asked again, and it may have been begun"
+                self.given.clear()
                 self.sandbox = self.agent = False
                 self.stopping += 1
                 assert self.stopping == 1
@@ -499,6 +555,9 @@ class Shell:
         }
         if choice == len(inputs) and self.sandbox:
             return SandboxLost(LOST, untouched=well)
+        if choice == len(inputs) + 1 and known in self.given and known in self.state.queue:
+            del self.given[known]  # the runner refused it
+            return NotSteered(known)
         return inputs.get(choice)
 
     def answer(self, *, well: bool) -> bool:
@@ -518,7 +577,7 @@ class Shell:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 16), st.booleans(), st.integers(0, 30)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 17), st.booleans(), st.integers(0, 30)), max_size=60))
 def test_whatever_happens_every_message_is_answered_once(walk: list[tuple[int, bool, int]]) -> None:
     shell = Shell()
     for choice, well, number in walk:

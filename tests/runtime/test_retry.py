@@ -111,6 +111,49 @@ async def test_what_the_agent_began_is_never_done_twice() -> None:
         assert len(heard) == 1
 
 
+class OneAfterTheOther:
+    """Answers in the order in which it is handed messages; dies over `second`, once it has begun it."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.may_die = asyncio.Event()
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, stage: Stage) -> None:
+        interrupted = stage.interrupted
+        async with self._turn:
+            self.heard.append(str(stage.message))
+            if stage.message == "first":
+                await interrupted.wait()
+                stage.rest(TurnStatus.CANCELLED, message_ids=(stage.turn_id,))
+            elif stage.message == "second":
+                stage.remember({"n": 0})
+                await self.may_die.wait()
+                stage.exit(3)
+            else:
+                await echo(stage)
+
+
+async def test_what_the_agent_was_handed_before_the_message_that_comes_next_is_never_done_twice() -> None:
+    agent = OneAfterTheOther()
+    async with world(agent) as it:
+        session_id = await it.new(message="first")
+        await eventually(lambda: agent.heard == ["first"])
+        assert (await it.send(session_id, "second", when_busy="steer")).outcome == "steered"
+        await it.send(session_id, "third", when_busy="interrupt")
+        await eventually(lambda: agent.heard == ["first", "second"])
+        agent.may_die.set()
+        turns = await it.ended(session_id, 3)
+        assert agent.heard[:2] == ["first", "second"]
+        assert ["third" in each for each in agent.heard[2:]] == [True], "behind a note of the new sandbox"
+        assert [turn.status for turn in turns] == [
+            TurnStatus.CANCELLED,
+            TurnStatus.CANCELLED,
+            TurnStatus.COMPLETED,
+        ]
+        await begun_once_and_orderly(it, session_id, 3)
+
+
 async def test_what_an_earlier_process_handed_over_is_not_tried_again_by_the_next_one() -> None:
     """It cannot know what came of it: the checkpoint may be newer than the message."""
     agent, store = Silent(1), MemoryPersistence()
