@@ -40,9 +40,9 @@ def main() -> int:
     whole = asyncio.run(_until_told_to_end(_all(seeds * options.repeat, options, verdicts)))
     failed = [verdict for verdict in verdicts if verdict.wrong]
     for verdict in failed[:10]:
-        print(verdict.plan.told(), *verdict.wrong, sep="\n  ! ")
+        print(verdict.told())
     if options.seed:
-        print(*(verdict.log for verdict in verdicts), sep="\n----\n")
+        print(*(verdict.log for verdict in verdicts if not verdict.wrong), sep="\n----\n")
     _summary(verdicts, failed)
     return 1 if failed or not whole else 0
 
@@ -103,6 +103,9 @@ def _summary(verdicts: list[Verdict], failed: list[Verdict]) -> None:
     print(f"\nmessages {total['messages']}, agents {dict(fates)}, done to sessions {dict(deeds)}")
     seen = f"hibernations {total['hibernated']}, sandboxes replaced {total['moved']}"
     print(f"turns {dict(ends)}; seen by viewers: {seen}")
+    slowest = max(verdicts, key=lambda verdict: verdict.figures.standstill_s, default=None)
+    if slowest is not None:
+        print(f"longest without progress: {slowest.figures.standstill_s:.1f} s, seed {slowest.plan.seed}")
     print(f"connections cut {total['cuts']}, refused {total['refused']}; joins {dict(joins)}")
 
 

@@ -60,6 +60,7 @@ class Figures:
     ends: dict[str, int] = field(default_factory=dict)
     hibernated: int = 0
     moved: int = 0
+    standstill_s: float = 0.0
 
 
 def processes_below(folder: Path) -> list[ProcessMark]:

@@ -25,6 +25,7 @@ from agent_runtime.transport.auth import TokenAuthenticator
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
 from agent_runtime_adapters.sandboxes.local import LocalSandboxes
 from agent_runtime_adapters.sandboxes.unsafe_subprocess import UnsafeSubprocess
+from tests.chaos.awaits import tell_at_a_signal
 from tests.chaos.faulty import Dice, FaultySandboxes, FaultyStore, SlowLog
 
 TOKEN = "chaos-chaos-chaos"
@@ -50,6 +51,7 @@ async def _live(told: dict[str, Any], say: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.put_nowait, number)
+    tell_at_a_signal()
     data = Path(told["data"])
     with held(data):
         runtime = AgentRuntime(_config(told, data))

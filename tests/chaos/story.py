@@ -22,25 +22,24 @@ from tests.chaos.deeds import Deed, Figures, Sent, Wish, processes_below
 from tests.chaos.life import TOKEN
 from tests.chaos.plan import Blow, Doomed, Plan, Strike
 from tests.chaos.processes import Forks, Life
+from tests.chaos.progress import Progress, Unwell
 from tests.chaos.proxy import Proxy, foul
 
 Told = dict[str, Any]
 
-CALM_WITHIN_S = 20.0
-"""From the end of all trouble until every message is answered and every viewer is where the session is."""
+PATIENCE_S = 15.0
+"""Without any progress, until every message is answered and every viewer is where the session is."""
 ORPHAN_TIMEOUT_S = 8.0
 GIVEN = {"path": "given.txt", "content": "This was here before any agent."}
 READY_WITHIN_S = 15.0
 
 
-class Unwell(Exception):
-    """The story did not come to its end: what was waited for, and how things stood."""
-
-
 class Story:
     """One run of a plan below `data`. `end_all` tells whether sandboxes are ended by us or end as orphans."""
 
-    def __init__(self, plan: Plan, forks: Forks, proxy: Proxy, data: Path) -> None:
+    def __init__(
+        self, plan: Plan, forks: Forks, proxy: Proxy, data: Path, *, patience_s: float = PATIENCE_S
+    ) -> None:
         self.plan = plan
         self.data = data
         self.sessions: list[str] = []
@@ -59,7 +58,8 @@ class Story:
         self._forks = forks
         self._proxy = proxy
         self._calm_at = 0.0
-        self._open: list[Told] = []
+        self.open: list[list[Told]] = []
+        self.progress = Progress(patience_s)
         self._expected_to_end = False
         self._wishing = asyncio.Lock()
 
@@ -84,18 +84,30 @@ class Story:
         ]
         async with asyncio.TaskGroup() as watching:
             watches = [watching.create_task(one.watch()) for many in self.viewers for one in many]
+            watches.append(watching.create_task(self._note_progress()))
             try:
-                async with asyncio.timeout(self.plan.lasts + CALM_WITHIN_S):
+                async with self.progress.wanted():
                     await self._trouble()
                     await self._come_to_rest()
                     await self._look()
-            except TimeoutError as error:
-                raise Unwell("not at rest in time") from error
             finally:
                 for viewer in (one for many in self.viewers for one in many):
                     viewer.leave()
                 for watch in watches:
                     watch.cancel()
+
+    async def _note_progress(self) -> None:
+        began = time.monotonic()
+        while True:
+            troubled_s = min(time.monotonic(), self._calm_at) - began
+            self.progress.reached("seconds of trouble", int(troubled_s))
+            self.progress.reached("lives and blows", self.figures.lives + sum(self.figures.blows.values()))
+            answered = sum(sent.turn_id is not None or sent.refused is not None for sent in self.sent)
+            self.progress.reached("messages answered for", answered)
+            for session, viewers in enumerate(self.viewers):
+                blocks = max(len(viewer.state.blocks) for viewer in viewers)
+                self.progress.reached(f"blocks of session {session}", blocks)
+            await asyncio.sleep(0.05)
 
     async def _make(self, name: str) -> str:
         """A session with a file of the client's; however often it is asked for, it is made once."""
@@ -119,7 +131,9 @@ class Story:
                 tasks.create_task(self._strike(strike))
             for doomed in self.plan.doomed:
                 tasks.create_task(self._doom(doomed))
+            self.progress.waits_for = "the last life of the runtime"
             await ruling
+            self.progress.waits_for = "all that was sent to be answered for, and all that was done"
             self._proxy.weather = lambda _: None
 
     async def _rule(self) -> None:
@@ -299,18 +313,23 @@ class Story:
     async def _come_to_rest(self) -> None:
         """Every turn ends, every viewer arrives; what hangs for ever is interrupted."""
         began = time.monotonic()
-        async with asyncio.timeout(CALM_WITHIN_S):
-            while True:
-                self._open = []
-                for session, session_id in enumerate(self.sessions):
-                    turns = await self._turns(session_id)
-                    self._open += [turn for turn in turns if turn["status"] in {"queued", "running"}]
-                    for turn in turns:
-                        if turn["status"] == "running" and self._hangs(session, turn, began):
-                            await self._interrupt(session, turn["turnId"])
-                if not self._open:
-                    return
-                await asyncio.sleep(0.05)
+        self.progress.waits_for = "every turn to end"
+        while True:
+            still_open: list[list[Told]] = []
+            for session, session_id in enumerate(self.sessions):
+                turns = await self._turns(session_id)
+                still_open.append([turn for turn in turns if turn["status"] in {"queued", "running"}])
+                queued = sum(turn["status"] == "queued" for turn in turns)
+                self.progress.reached(f"turns of session {session} that began", len(turns) - queued)
+                ended = len(turns) - len(still_open[session])
+                self.progress.reached(f"turns of session {session} that ended", ended)
+                for turn in turns:
+                    if turn["status"] == "running" and self._hangs(session, turn, began):
+                        await self._interrupt(session, turn["turnId"])
+            self.open = still_open
+            if not any(still_open):
+                return
+            await asyncio.sleep(0.05)
 
     def _hangs(self, session: int, turn: Told, since: float) -> bool:
         """Whether its agent works for ever: on its message, or on one withdrawn that it was handed before."""
@@ -322,24 +341,28 @@ class Story:
         return steered and time.monotonic() - since > 4
 
     async def _look(self) -> None:
-        """Take a fresh snapshot once the viewers stand where it stands."""
-        async with asyncio.timeout(CALM_WITHIN_S):
-            for session, session_id in enumerate(self.sessions):
-                await self._rest("POST", f"/api/sessions/{session_id}/sync", json={})
-                while True:
-                    snapshot = await self._rest("GET", f"/api/sessions/{session_id}")
-                    # A phase shows in a snapshot a moment before its event does.
-                    there = (snapshot["position"], snapshot["session"]["runtime"]["phase"])
-                    here = {(viewer.state.position, viewer.state.phase) for viewer in self.viewers[session]}
-                    arrived = here == {there}
-                    if arrived and self._is_settled(snapshot):
-                        break
-                    await asyncio.sleep(0.02)
-                self.seen.append([viewer.state.bytes() for viewer in self.viewers[session]])
-                self.fresh.append(snapshot)
-                self.turns.append(await self._turns(session_id))
-            page = await self._rest("GET", "/api/sessions")
-            self.listed = [each["sessionId"] for each in page["sessions"]]
+        """Take a fresh snapshot of each session once its viewers stand where it stands."""
+        for session, session_id in enumerate(self.sessions):
+            self.progress.waits_for = f"session {session} to be synced"
+            await self._rest("POST", f"/api/sessions/{session_id}/sync", json={})
+            self.fresh.append(await self._settled(session, session_id))
+            self.seen.append([viewer.state.bytes() for viewer in self.viewers[session]])
+            self.turns.append(await self._turns(session_id))
+            self.progress.reached("sessions at rest", len(self.fresh))
+        self.progress.waits_for = "the list of sessions"
+        page = await self._rest("GET", "/api/sessions")
+        self.listed = [each["sessionId"] for each in page["sessions"]]
+
+    async def _settled(self, session: int, session_id: str) -> Told:
+        while True:
+            snapshot: Told = await self._rest("GET", f"/api/sessions/{session_id}")
+            # A phase shows in a snapshot a moment before its event does.
+            there = (snapshot["position"], snapshot["session"]["runtime"]["phase"])
+            here = {(viewer.state.position, viewer.state.phase) for viewer in self.viewers[session]}
+            if here == {there} and self._is_settled(snapshot):
+                return snapshot
+            self.progress.waits_for = f"session {session}, at {there}, to settle and its viewers to be there"
+            await asyncio.sleep(0.02)
 
     def _is_settled(self, snapshot: Told) -> bool:
         """Whether nothing will happen any more, idleness included."""
@@ -374,14 +397,6 @@ class Story:
                             raise Unwell(f"{method} {path}: {answer}")
             await asyncio.sleep(0.02)
 
-    def stand(self) -> str:
-        """How things are, for whoever reads of a story that did not come to its end."""
-        unsent = [s.said.order.message_id for s in self.sent if s.turn_id is None and s.refused is None]
-        viewers = [(v.name, v.state.position, v.state.phase) for many in self.viewers for v in many]
-        over = self.life is None or self.life.over.done()
-        open_turns = [(turn.get("messageId"), turn["turnId"], turn["status"]) for turn in self._open]
-        return f"unacknowledged {unsent}, open {open_turns}, viewers {viewers}, runtime over: {over}"
-
     # The end.
 
     async def end(self) -> None:
@@ -405,6 +420,7 @@ class Story:
                     self.figures.joins[how] = self.figures.joins.get(how, 0) + count
             self.figures.hibernated += max(viewer.state.hibernated for viewer in viewers)
             self.figures.moved += max(viewer.state.moved for viewer in viewers)
+        self.figures.standstill_s = self.progress.longest_s
         self.figures.cuts, self.figures.refused = self._proxy.cuts, self._proxy.refused
         for turn in (turn for turns in self.turns for turn in turns):
             end = turn.get("stopReason") or turn["status"]
