@@ -22,7 +22,7 @@ from tests.chaos.deeds import Deed, Figures, Sent, Wish, processes_below
 from tests.chaos.life import TOKEN
 from tests.chaos.plan import Blow, Doomed, Plan, Strike
 from tests.chaos.processes import Forks, Life
-from tests.chaos.progress import Progress, Unwell
+from tests.chaos.progress import LOOK_S, Progress, Unwell
 from tests.chaos.proxy import Proxy, foul
 
 Told = dict[str, Any]
@@ -97,7 +97,7 @@ class Story:
                     watch.cancel()
 
     async def _note_progress(self) -> None:
-        began = time.monotonic()
+        began = looked = time.monotonic()
         while True:
             troubled_s = min(time.monotonic(), self._calm_at) - began
             self.progress.reached("seconds of trouble", int(troubled_s))
@@ -107,7 +107,9 @@ class Story:
             for session, viewers in enumerate(self.viewers):
                 blocks = max(len(viewer.state.blocks) for viewer in viewers)
                 self.progress.reached(f"blocks of session {session}", blocks)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(LOOK_S)
+            before, looked = looked, time.monotonic()
+            self.progress.passed(looked - before)
 
     async def _make(self, name: str) -> str:
         """A session with a file of the client's; however often it is asked for, it is made once."""
