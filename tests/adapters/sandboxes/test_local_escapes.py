@@ -232,6 +232,7 @@ for target, name in (("/etc", "passwd"), ("/proc/self", "environ")):
     with open(f"/workspace/folder-{name}/{name}", "w") as file:
         file.write("its own")
     os.symlink(target, f"/workspace/link-{name}")
+print("both are there", flush=True)
 while True:
     for name in ("passwd", "environ"):
         os.rename(f"/workspace/folder-{name}", f"/workspace/kept-{name}")
@@ -361,11 +362,12 @@ async def _agent_in_a_sandbox() -> AsyncIterator[Talk]:
 
 
 def _in_background(program: str) -> str:
-    """A program that leaves another one running, with an output that is nobody's."""
+    """A program that leaves another one running, once that has printed a line."""
     return f"""
 import subprocess, sys
 null = subprocess.DEVNULL
-subprocess.Popen([sys.executable, "-c", {program!r}], stdin=null, stdout=null, stderr=null)
+other = subprocess.Popen([sys.executable, "-c", {program!r}], stdin=null, stdout=-1, stderr=null)
+assert other.stdout.readline()
 """
 
 
