@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from agent_runtime import loading, recorder
 from agent_runtime.errors import PersistenceFault
 from agent_runtime.records import TurnStatus
 from agent_runtime.testing.scripted_runner import Stage
@@ -106,6 +107,7 @@ class Full:
 
 WRITES = {"save_blocks", "save_turn", "save_files", "delete_files", "append_transcript", "update_session"}
 FAILURES = [Moved, Locked, Full]
+LONGER_THAN_A_TEST_S = 600.0
 
 
 def damage(path: Path) -> None:
@@ -235,8 +237,9 @@ async def test_while_the_file_is_elsewhere_what_is_in_memory_can_be_read(tmp_pat
 
 
 async def test_a_damaged_store_keeps_its_turn_open_and_the_next_runtime_ends_it_with_a_backup(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loading, "_DETACH_BOUND_S", LONGER_THAN_A_TEST_S)
     path, script = tmp_path / "data" / "store.db", InTwoHalves()
     path.parent.mkdir()
     store: Any = SqlitePersistence(path, busy_timeout_s=0.1)
@@ -261,9 +264,7 @@ async def test_a_damaged_store_keeps_its_turn_open_and_the_next_runtime_ends_it_
             assert await world.of(sid, "turn_end") == [], "an end is told that is not durable"
             both = [f"{half}-{receipt.turn_id}" for half in ("first", "second")]
             await until(lambda: shows(world, sid, both))
-            began = asyncio.get_running_loop().time()
-            await world.manager.close()
-            assert asyncio.get_running_loop().time() - began < 2, "closing waited for a damaged store"
+            await world.manager.close()  # and nobody waits for a damaged store
 
         for file in path.parent.iterdir():
             file.unlink()
@@ -298,16 +299,16 @@ async def sends_are_refused(world: World, sid: str) -> bool:
     return not refusal.value.retryable
 
 
-async def test_a_store_that_is_seen_to_answer_is_tried_at_once() -> None:
+async def test_a_store_that_is_seen_to_answer_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_RETRY_MOST_S", LONGER_THAN_A_TEST_S)
     script = InTwoHalves()
     async with world_of(script) as world:
         sid = await world.new(message="hello")
         await script.half_way.wait()
-        world.store.only, world.store.down = WRITES, True
+        world.store.only = WRITES
+        world.store.breaks = PersistenceFault("The store does not answer.", retryable=False)  # tried rarely
         script.go_on.set()
-        await eventually(lambda: world.store.refused >= 5)  # the next attempt is 1.6 s away
-        world.store.down = False
-        began = asyncio.get_running_loop().time()
+        await eventually(lambda: world.manager._loaded.fault() is not None)
+        world.store.breaks = None
         await until(lambda: ready(world))
         await world.ended(sid, 1)
-        assert asyncio.get_running_loop().time() - began < 1

@@ -313,9 +313,16 @@ class FarLog(MemoryEventLog):
 
 @asynccontextmanager
 async def world(
-    prefix: str | None = None, log: MemoryEventLog | None = None, port: int = 0, **options: Any
+    prefix: str | None = None,
+    log: MemoryEventLog | None = None,
+    port: int = 0,
+    ends_within_s: float = 2,
+    **options: Any,
 ) -> AsyncIterator[World]:
-    """A server for as long as the block lasts. `prefix`: mounted in a host's application instead."""
+    """A server for as long as the block lasts. `prefix`: mounted in a host's application instead.
+
+    `ends_within_s`: how long its end waits for requests that are still being answered.
+    """
     log = log or MemoryEventLog()
     sandboxes = ScriptedSandboxes()
     config = replace(quiet_config(), **{"sandboxes": sandboxes, "log": log} | options)
@@ -326,7 +333,7 @@ async def world(
         app = web.Application()
         app.router.add_get("/host", _hosts_own)
         attach(app, manager, config, prefix=prefix)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=ends_within_s)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
