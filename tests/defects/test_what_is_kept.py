@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from agent_runtime.ports import StoredBlock
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.reports import AgentIdentity
 from agent_runtime.testing.scripted_runner import Stage
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.fast_time import told_fast
 from tests.runtime.scripts import others_get_on
 from tests.runtime.world import ANNA, runtime, world
 from tests.waiting import eventually
@@ -110,7 +113,9 @@ async def test_a_slow_store_delays_the_end_of_a_turn_and_nothing_that_is_heard_b
         assert turn.status is TurnStatus.COMPLETED
 
 
-async def test_while_the_store_is_away_an_agent_that_hears_an_interrupt_keeps_its_sandbox() -> None:
+def test_while_the_store_is_away_an_agent_that_hears_an_interrupt_keeps_its_sandbox(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun, may_speak = asyncio.Event(), asyncio.Event()
 
     async def obeys(stage: Stage) -> None:
@@ -120,22 +125,25 @@ async def test_while_the_store_is_away_an_agent_that_hears_an_interrupt_keeps_it
         await stage.interrupted.wait()
         stage.rest(TurnStatus.CANCELLED, stop_reason="interrupted")
 
-    async with world(obeys, interrupt_grace_s=0.2) as it:
-        session_id = await it.new(message="hello")
-        await begun.wait()
-        await it.reaches(session_id, Phase.RUNNING)
-        it.store.down = True
-        may_speak.set()
-        await eventually(lambda: it.store.refused)
-        await it.manager.interrupt(ANNA, session_id, None)
-        await asyncio.sleep(0.4)  # twice the grace
-        it.store.down = False
-        (turn,) = await it.ended(session_id, 1)
-        assert (turn.status, turn.stop_reason) == (TurnStatus.CANCELLED, "interrupted")
-        record = await it.store.load_session(session_id)
-        assert record is not None
-        assert record.agent_session_id == "agent"
-        assert it.sandboxes.living() == it.sandboxes.made[:1]
+    async def story() -> None:
+        async with world(obeys, interrupt_grace_s=0.2) as it:
+            session_id = await it.new(message="hello")
+            await begun.wait()
+            await it.reaches(session_id, Phase.RUNNING)
+            it.store.down = True
+            may_speak.set()
+            await eventually(lambda: it.store.refused)
+            await it.manager.interrupt(ANNA, session_id, None)
+            await asyncio.sleep(0.4)  # twice the grace
+            it.store.down = False
+            (turn,) = await it.ended(session_id, 1)
+            assert (turn.status, turn.stop_reason) == (TurnStatus.CANCELLED, "interrupted")
+            record = await it.store.load_session(session_id)
+            assert record is not None
+            assert record.agent_session_id == "agent"
+            assert it.sandboxes.living() == it.sandboxes.made[:1]
+
+    told_fast(story(), monkeypatch)
 
 
 class Counting(MemoryPersistence):

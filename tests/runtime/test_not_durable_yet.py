@@ -14,6 +14,7 @@ from agent_runtime.records import Checkpoint, Phase, Turn, TurnStatus
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.fast_time import told_fast
 from tests.runtime.scripts import Curtain
 from tests.runtime.test_recorder import recording
 from tests.runtime.world import ANNA, killed, runtime, world
@@ -62,22 +63,27 @@ async def test_stopping_all_while_the_store_is_down_ends_no_sandbox_whose_conten
             assert [file.path for file in await store.load_manifest(session_id)] == ["a.txt"]
 
 
-async def test_a_hibernated_sandbox_that_cannot_be_roused_while_the_store_is_away_keeps_its_content() -> None:
-    async with world(wake_timeout_s=0.4, **SOON) as it:
-        session_id = await it.new(message="one")
-        await it.reaches(session_id, Phase.HIBERNATED)
-        it.store.only, it.store.down = {"load_transcript", "save_files"}, True
-        await it.send(session_id, "two")
-        it.sandboxes.made[0].runner.change("late.txt", b"written in the background")
-        await asyncio.sleep(1)  # more than twice as long as a wake is given
-        assert it.sandboxes.living()
-        it.store.down = False
-        await eventually(lambda: not it.sandboxes.living())
-        files = await it.store.inner.load_manifest(session_id)
-        assert [file.path for file in files] == ["late.txt"]
-        await it.send(session_id, "three")
-        statuses = [turn.status for turn in await it.ended(session_id, 3)]
-        assert statuses == [TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.COMPLETED]
+def test_a_hibernated_sandbox_that_cannot_be_roused_while_the_store_is_away_keeps_its_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with world(wake_timeout_s=0.4, **SOON) as it:
+            session_id = await it.new(message="one")
+            await it.reaches(session_id, Phase.HIBERNATED)
+            it.store.only, it.store.down = {"load_transcript", "save_files"}, True
+            await it.send(session_id, "two")
+            it.sandboxes.made[0].runner.change("late.txt", b"written in the background")
+            await asyncio.sleep(1)  # more than twice as long as a wake is given
+            assert it.sandboxes.living()
+            it.store.down = False
+            await eventually(lambda: not it.sandboxes.living())
+            files = await it.store.inner.load_manifest(session_id)
+            assert [file.path for file in files] == ["late.txt"]
+            await it.send(session_id, "three")
+            statuses = [turn.status for turn in await it.ended(session_id, 3)]
+            assert statuses == [TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.COMPLETED]
+
+    told_fast(story(), monkeypatch)
 
 
 async def test_a_message_to_a_hibernated_sandbox_that_just_died_is_answered_in_a_new_one() -> None:
@@ -88,7 +94,7 @@ async def test_a_message_to_a_hibernated_sandbox_that_just_died_is_answered_in_a
         assert session is not None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(it.send(session_id, "two"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while session.shown().runtime.phase is not Phase.WAKING:
                     await asyncio.sleep(0)
             it.sandboxes.made[0].die()

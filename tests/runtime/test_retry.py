@@ -8,7 +8,7 @@ from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
 from agent_runtime_sandbox.frames import Frame
-from tests.runtime.scripts import assert_orderly, others_get_on
+from tests.runtime.scripts import Curtain, assert_orderly, others_get_on
 from tests.runtime.world import World, killed, runtime, world
 from tests.waiting import eventually
 
@@ -172,11 +172,11 @@ async def test_what_an_earlier_process_handed_over_is_not_tried_again_by_the_nex
 
 async def test_a_message_that_met_an_agent_on_its_way_out_goes_to_another() -> None:
     """The runtime died while it put the agent away; whoever comes next finds it still running."""
-    store = MemoryPersistence()
-    async with ScriptedSandboxes(echo) as sandboxes:
+    curtain, store = Curtain(), MemoryPersistence()
+    async with ScriptedSandboxes(curtain) as sandboxes:
         async with runtime(sandboxes, store, leaves=True, agent_idle_timeout_s=0.02) as it:
             session_id = await it.new(message="first")
-            await it.ended(session_id, 1)
+            await curtain.playing()
             (sandbox,) = sandboxes.made
             asked = asyncio.Event()
 
@@ -186,6 +186,8 @@ async def test_a_message_that_met_an_agent_on_its_way_out_goes_to_another() -> N
                 return frame["k"] != "close"
 
             sandbox.runner.before = does_not_get_to_it
+            curtain.raised.set()
+            await it.ended(session_id, 1)
             await asked.wait()
             await it.send(session_id, "second")
             await killed(it)

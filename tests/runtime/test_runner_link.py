@@ -17,6 +17,7 @@ from agent_runtime.records import SandboxRef
 from agent_runtime.runner_link import RunnerLink
 from agent_runtime_adapters.sandboxes.channel import UnixChannel
 from agent_runtime_sandbox.frames import Frame, decode, encode
+from tests.fast_time import told_fast
 from tests.waiting import eventually
 
 
@@ -444,17 +445,22 @@ async def test_a_runner_that_says_nothing_although_it_is_asked_is_given_up() -> 
         assert len(sandbox.sides) == 1, "nobody connects again to what does not answer"
 
 
-async def test_a_runner_that_answers_is_kept_however_long_its_agent_thinks() -> None:
-    async with linked() as (link, sandbox, reading), asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(link.watch(0.6, wanted=lambda: True))
-        side = sandbox.sides[0]
-        await side.line()
-        for _ in range(4):
-            ping = await side.line()
-            side.say({"k": "reply", "id": ping["id"], "ok": True, "result": {}})
-        assert reading.end is None
-        assert not link.silent
-        watching.cancel()
+def test_a_runner_that_answers_is_kept_however_long_its_agent_thinks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with linked() as (link, sandbox, reading), asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(link.watch(60, wanted=lambda: True))
+            side = sandbox.sides[0]
+            await side.line()
+            for _ in range(100):
+                ping = await side.line()
+                side.say({"k": "reply", "id": ping["id"], "ok": True, "result": {}})
+            assert reading.end is None
+            assert not link.silent
+            watching.cancel()
+
+    told_fast(story(), monkeypatch)  # both ends are on this loop: what one writes is there for the other
 
 
 async def test_nobody_is_asked_while_nothing_is_under_way() -> None:
