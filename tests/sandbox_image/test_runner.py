@@ -294,8 +294,8 @@ async def test_complaints_are_cut_and_transcripts_kept() -> None:
 
 
 async def test_a_runner_that_nobody_attaches_to_ends_itself() -> None:
-    async with running(orphan_timeout=0.3) as runner:
-        client = await runner.attach()
+    async with running(orphan_timeout=1.0, first=({"k": "attach", "after": 0},)) as runner:
+        (client,) = runner.clients  # it came before there was a runner: nobody has to be in time
         await client.start_scripted()
         await client.until_kind("started")
         assert runner.process.returncode is None
