@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def eventually(probe: Callable[[], T], within: float = 5.0) -> T:
+async def eventually(probe: Callable[[], T], within: float = 20.0) -> T:
     """Return the first truthy value of `probe()`; fail when there is none within so many seconds."""
     deadline = asyncio.get_running_loop().time() + within
     while not (value := probe()):

@@ -94,7 +94,7 @@ async def others_get_on() -> None:
 
 
 async def eventually_told(it: World, session_id: str, kind: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await it.of(session_id, kind):
             await it.log.wait(session_id, await it.log.head(session_id))
 

@@ -118,7 +118,7 @@ async def test_a_runner_that_tells_of_files_without_end_costs_no_memory_without_
             stage.write(f"{number}.txt", b"x")
         stage.text("last", "last")
         await it.reaches_events(session_id, "block_complete", 2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             files = await it.manager.manifest(ANNA, session_id)
         assert 10 <= len(files) <= 20
         stage.write("3.txt", b"known ones may change")

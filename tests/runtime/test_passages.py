@@ -161,13 +161,13 @@ async def test_what_is_open_and_used_is_in_use_and_what_is_forgotten_is_not(
     all_of_it = Passages(TalkingSandbox(OPENED))
     passage = await all_of_it.port(8000)
     assert all_of_it.quiet_s() == 0.0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not all_of_it.quiet_s():
             await asyncio.sleep(0.01)
     await passage.send(b"x")
     assert all_of_it.quiet_s() == 0.0
     await passage.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not all_of_it.quiet_s():
             await asyncio.sleep(0.01)
 

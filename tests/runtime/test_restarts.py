@@ -69,7 +69,7 @@ async def test_sandboxes_that_no_session_knows_are_ended() -> None:
         ours = await sandboxes.create(SandboxSpec("s", "agent-runtime", Path("gateway"), 1))
         theirs = await sandboxes.create(SandboxSpec("s", "another", Path("gateway"), 1))
         async with runtime(sandboxes, MemoryPersistence()):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while await ours.alive():
                     await asyncio.sleep(0)
             assert await theirs.alive()
@@ -224,7 +224,7 @@ async def test_a_store_that_breaks_its_promises_ends_the_session_and_leaves_no_s
 
 
 async def eventually_unloaded(it: World, session_id: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await it.manager.session(ANNA, session_id)).runtime.is_loaded:
             await asyncio.sleep(0)
 
@@ -234,7 +234,7 @@ async def test_who_waits_for_a_session_that_breaks_is_let_go() -> None:
         session_id = await it.new(message="hello")
         await it.reaches(session_id, Phase.RUNNING)
         it.store.only, it.store.breaks = {"save_turn"}, ZeroDivisionError("a foreign exception")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await it.manager.stop_session(ANNA, session_id)
         it.store.breaks = None
 

@@ -252,7 +252,7 @@ async def test_to_end_one_does_not_wait_for_what_it_started_and_what_holds_its_p
     assert early._process.stdout is not None
     helper = int(await asyncio.to_thread(early._process.stdout.readline))
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.to_thread(early.drop)
         assert early.pids == ()
         assert alive({helper})

@@ -28,14 +28,14 @@ async def a_store(path: Path, **options: Any) -> AsyncIterator[SqlitePersistence
         await store.create_session(samples.session(SID))
         yield store
     finally:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await store.close()
 
 
 async def refused(call: Awaitable[object], sentence: str, *, retryable: bool = True) -> None:
     """A fault in these words, within a time that a viewer waits."""
     with pytest.raises(PersistenceFault, match=sentence) as fault:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await call
     assert fault.value.retryable is retryable
 
@@ -206,7 +206,7 @@ async def test_damage_in_the_middle_is_a_fault_that_no_patience_heals(tmp_path: 
         await refused(store.save_turn(SID, samples.turn()), "damaged", retryable=False)
         await refused(store.unfinished_sessions(), "damaged", retryable=False)
     finally:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await store.close()
 
 

@@ -116,7 +116,7 @@ class Inside:
 
 async def death_of(sandbox: Sandbox) -> None:
     """Wait until it is seen to be dead: a connection may end a moment before the process does."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await sandbox.alive():
             await asyncio.sleep(0.01)
 

@@ -66,7 +66,7 @@ async def _watch_from_anywhere(w: World, session: str, last: int) -> None:
     async with w.viewer() as viewer:
         answer = await join(viewer, session)
         first = int(answer["position"].split(":")[1]) + 1
-        await eventually(lambda: viewer.seqs[-1:] == [last] or first > last, within=20)
+        await eventually(lambda: viewer.seqs[-1:] == [last] or first > last, within=50)
         assert viewer.names[0] == "ack"
         assert viewer.seqs == list(range(first, last + 1))
 
