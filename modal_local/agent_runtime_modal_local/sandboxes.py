@@ -167,6 +167,8 @@ class Sandboxes:
         for process in sandbox.execs.values():
             await process.exited.wait()
             process.forget()
+        if sandbox.main is not None:
+            await sandbox.main.exited.wait()
         sandbox.execs.clear()
         sandbox.ended.set()
         sandbox.nudge.set()

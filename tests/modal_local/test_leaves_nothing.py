@@ -52,6 +52,19 @@ async def test_after_its_end_there_is_nothing(tmp_path: Path) -> None:
     assert groups_of(server) == []
 
 
+async def test_what_brought_an_entrypoint_inside_is_waited_for_like_all_else(tmp_path: Path) -> None:
+    async with account(tmp_path) as mine, asyncio.TaskGroup() as tasks:
+        sandbox = await mine.create("sleep", INSIDE)
+        (outside,) = [int(pid) for pid in sleepers() if _cmdline(pid).startswith("nsenter")]
+        os.kill(outside, signal.SIGSTOP)
+        ending = tasks.create_task(sandbox.terminate.aio())
+        await eventually(lambda: sleepers() == [str(outside)])
+        assert not ending.done()
+        os.kill(outside, signal.SIGCONT)
+        await ending
+        assert sleepers() == []
+
+
 async def test_after_it_was_killed_nothing_runs_and_the_next_one_removes_its_files(tmp_path: Path) -> None:
     kept = tmp_path / "somebodys file"
     kept.write_text("x")
