@@ -9,7 +9,7 @@ import pytest
 from modal.exception import AuthError, InternalError, ResourceExhaustedError, ServiceError
 
 from agent_runtime_modal_local import Do, Fault, LocalModalError
-from tests.modal_local.account import account, both_backends, run
+from tests.modal_local.account import Account, account, both_backends, run
 
 
 @both_backends
@@ -84,8 +84,20 @@ async def test_a_call_that_hangs_ends_with_the_callers_patience(tmp_path: Path) 
     async with account(tmp_path) as mine:
         await mine.server.set_fault(Fault("SandboxCreateV2", Do.HANG))
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1):
-                await mine.create()
+            await _create_until_it_hangs(mine)
+        await mine.create()
+
+
+async def _create_until_it_hangs(mine: Account) -> None:
+    """However long it takes until the call is made: then patience is over."""
+
+    async def once_it_hangs() -> None:
+        while "SandboxCreateV2" not in await mine.server.calls():
+            await asyncio.sleep(0.01)
+        patience.reschedule(asyncio.get_running_loop().time())
+
+    async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as tasks:
+        tasks.create_task(once_it_hangs())
         await mine.create()
 
 

@@ -132,7 +132,8 @@ async def test_a_blocked_network_is_none(tmp_path: Path, backend: str) -> None:
 async def test_two_sandboxes_do_not_see_each_other(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         first, second = await mine.create(), await mine.create()
-        await first.exec.aio("sleep", "12345")
+        sleeping = await first.exec.aio("sh", "-c", "echo begun; exec sleep 12345")
+        assert await anext(aiter(sleeping.stdout)) == "begun\n"
         assert "12345" in await run(first, "ps", "-eo", "args")
         assert "12345" not in await run(second, "ps", "-eo", "args")
 
