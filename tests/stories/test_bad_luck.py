@@ -4,13 +4,13 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_runtime.testing.script import Wait
+from tests.stories.process import family
+from tests.stories.process import program as runs
 from tests.stories.serving import Server, serving
 from tests.stories.viewer import Viewer, new_session, viewing
 from tests.waiting import eventually
@@ -27,7 +27,7 @@ async def test_whatever_is_killed_the_turn_fails_once_and_the_next_one_works(kil
             await viewer.send(session_id, "[[script:slow_bash s=60]]", "one")
             await viewer.until(lambda event: event["type"] == "block_start" and "input" in event["block"])
             send(signal.SIGKILL, killed, server)
-            (lost,) = await viewer.turns_ended(1, within=10)
+            (lost,) = await viewer.turns_ended(1, within=20)
             went_on = await turn(viewer, session_id, "[[script:text]]", 2)
 
         assert lost["status"] == "failed"
@@ -64,7 +64,7 @@ async def test_a_turn_whose_sandbox_hangs_ends_within_the_grace_of_an_interrupt(
             send(signal.SIGSTOP, hung, server)
             began = asyncio.get_running_loop().time()
             ack = await viewer.call("session:interrupt", {"sessionId": session_id})
-            (cut,) = await viewer.turns_ended(1, within=GRACE_S + 3)
+            (cut,) = await viewer.turns_ended(1, within=GRACE_S + 15)
             took = asyncio.get_running_loop().time() - began
             went_on = await turn(viewer, session_id, "[[script:text]]", 2)
 
@@ -85,17 +85,4 @@ async def turn(viewer: Viewer, session_id: str, prompt: str, number: int) -> dic
 def send(number: signal.Signals, program: str, server: Server) -> None:
     """Signal the first process of the only sandbox that runs this program."""
     (record,) = [json.loads(file.read_text()) for file in (server.data / "sandboxes").glob("*/record.json")]
-    os.kill(next(pid for pid in family(record["keeper"]["pid"]) if runs(pid, program)), number)
-
-
-def family(pid: int) -> Iterator[int]:
-    """A process and all that descend from it."""
-    yield pid
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in listing.read_text().split():
-            yield from family(int(child))
-
-
-def runs(pid: int, program: str) -> bool:
-    argv = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return Path(argv[0]).name.startswith(program)
+    os.kill(next(pid for pid in family(record["keeper"]["pid"]) if runs(pid).startswith(program)), number)

@@ -15,8 +15,9 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from agent_runtime.creation import NewSession
 from agent_runtime.manager import SessionManager
 from agent_runtime.pool import PoolSettings
 from agent_runtime.ports import EventLog, SandboxProvider
-from agent_runtime.records import TurnStatus
+from agent_runtime.records import SandboxRef, TurnStatus
 from agent_runtime.testing.scripted_agent import ScriptedAgent
 from agent_runtime_adapters.logs.memory import MemoryEventLog
 from agent_runtime_adapters.persistence.sqlite import SqlitePersistence
@@ -39,6 +40,7 @@ from tests.chaos.processes import CHECKOUT
 from tests.killed_at_a_step import Life, Steps, lived
 from tests.runtime.world import ANNA, PROFILE
 from tests.seen_from_outside import devices_of, groups, is_empty, processes_of
+from tests.waiting import eventually
 
 REAP_S = 0.1
 RUNTIME_ID = "agent-runtime"
@@ -57,6 +59,26 @@ class Place:
 
     root: Path
     provider: SandboxProvider
+
+
+class Watched:
+    """A provider of which it is known how often its list was looked at."""
+
+    def __init__(self, inner: SandboxProvider) -> None:
+        self._inner = inner
+        self._looks = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def list(self, runtime_id: str) -> tuple[SandboxRef, ...]:
+        self._looks += 1
+        return await self._inner.list(runtime_id)
+
+    async def another_look(self) -> None:
+        """Wait until a look that begins later is over, however long it takes: then the next one begins."""
+        before = self._looks
+        await eventually(lambda: self._looks >= before + 2, within=30)
 
 
 @contextmanager
@@ -131,7 +153,8 @@ async def the_next_life(at: Place, data: Path) -> AsyncIterator[set[str]]:
     It stops them all in the end.
     """
     log = MemoryEventLog()
-    settings = config(at, data, log, pool=0)
+    provider = Watched(at.provider)
+    settings = replace(config(at, data, log, pool=0), sandboxes=provider)
     manager = SessionManager(settings)
     await manager.open()
     try:
@@ -142,7 +165,7 @@ async def the_next_life(at: Place, data: Path) -> AsyncIterator[set[str]]:
                 if turns:
                     await answered(manager, log, record.session_id)
             await manager._takeover.done()
-            await asyncio.sleep(1.5 * REAP_S)
+            await provider.another_look()
         records = [await settings.persistence.load_session(each.session_id) for each in known]
         yield {each.sandbox.sandbox_id for each in records if each is not None and each.sandbox}
     finally:

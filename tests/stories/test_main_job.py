@@ -187,13 +187,12 @@ async def test_a_background_subagent_comes_back_in_a_turn_that_the_agent_begins_
 async def test_a_viewer_that_joins_in_mid_turn_ends_with_the_same_blocks() -> None:
     async with serving() as server:
         session_id = await new_session(server)
-        async with viewing(server, session_id) as first:
+        async with viewing(server, session_id) as first, viewing(server) as late:
             await first.send(session_id, "[[script:slow n=60]]", "slow")
             await first.until(lambda event: event["type"] == "text_delta")
-            async with viewing(server) as late:
-                ack = await late.call("session:join", {"sessionId": session_id})
-                await first.turns_ended(1)
-                await late.turns_ended(1)
+            ack = await late.call("session:join", {"sessionId": session_id})
+            await first.turns_ended(1)
+            await late.turns_ended(1)
 
         assert ack["resume"] == "snapshot"
         (open_block,) = [block for block in ack["blocks"] if block["state"] == "streaming"]

@@ -33,7 +33,7 @@ SCRIPTS: dict[str, Script] = {
         ],
         [Say("It is done.")],
     ],
-    "stream": [[Say("The heron stands in the reeds and waits. " * 40, delay_s=0.02)]],
+    "stream": [[Say("The heron stands in the reeds and waits. " * 4000, delay_s=0.02)]],
     "network": [
         [bash("python3 -c \"import socket; socket.create_connection(('192.0.2.1', 80), 2)\"", "Out")]
     ],
@@ -130,8 +130,8 @@ async def test_a_runtime_that_is_killed_while_it_wakes_a_session_leaves_what_liv
             session_id = await new_session(life)
             await local.set_fault(Fault(rpc, do=Do.SLOW, delay_s=1.5))
             async with viewing(life, session_id) as viewer:
-                await viewer.send(session_id, "[[script:work]]", "first")
                 before = await local.calls()
+                await viewer.send(session_id, "[[script:work]]", "first")
                 await until(lambda: _called(local, rpc, before))
                 await life.end(signal.SIGKILL)
         await local.clear_faults()

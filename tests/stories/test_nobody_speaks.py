@@ -15,6 +15,7 @@ from agent_runtime.needs import Resources
 from agent_runtime.testing.script import Say, Script
 from agent_runtime_adapters.sandboxes.registry import Registry
 from agent_runtime_sandbox.process import is_stopped
+from tests.seen_from_outside import files_of
 from tests.stories.process import children, until
 from tests.stories.serving import Server, serving
 from tests.stories.test_hostile_sandbox import bash, outputs, python, turn
@@ -125,15 +126,17 @@ async def test_whoever_stops_or_ends_the_runner_or_the_agent_is_noticed(deed: st
 
 
 async def test_a_runner_that_is_stopped_while_nothing_is_under_way_costs_no_turn() -> None:
-    later = f"runner=$({RUNNER}); (sleep 1; touch stopping; sleep 0.5; kill -STOP $runner) >/dev/null 2>&1 &"
+    # It waits until the turn is over and everything is told of it, however long that takes.
+    until = "until [ -e now ]; do sleep 0.05; done"
+    later = f"runner=$({RUNNER}); ({until}; kill -STOP $runner) >/dev/null 2>&1 &"
     async with serving(scripts={"deed": bash(later)}, runner_silence_s=SILENCE_S) as server:
         session_id = await new_session(server)
         async with viewing(server, session_id) as viewer:
             first = await turn(viewer, session_id, "deed")
-            await viewer.until(lambda event: event.get("file", {}).get("path") == "stopping")
-            stopped = next(record.inner for record in Registry(server.data / "sandboxes").all())
-            assert stopped is not None
-            await eventually(lambda: any(is_stopped(pid) for pid in children(stopped.pid)))
+            (stopped,) = Registry(server.data / "sandboxes").all()
+            assert stopped.inner is not None
+            (files_of(server.data / "sandboxes" / stopped.sandbox_id) / "now").touch()
+            await eventually(lambda: any(is_stopped(pid) for pid in children(stopped.inner.pid)))
             second = await turn(viewer, session_id, "text")
 
         assert (first["status"], second["status"]) == ("completed", "completed")

@@ -15,7 +15,7 @@ import pytest
 
 from agent_runtime.testing.script import Call, Fail, Say
 from tests.seen_from_outside import files_of
-from tests.stories.process import TOKEN, House, Life, children, family, house
+from tests.stories.process import TOKEN, House, Life, children, house
 from tests.stories.serving import serving
 from tests.stories.test_hostile_sandbox import bash, turn
 from tests.stories.viewer import Viewer, new_session, viewing
@@ -172,15 +172,24 @@ async def _at_work(it: House, viewer: Viewer, session_id: str) -> None:
 def _search_processes(it: House, session_id: str, planted: Planted) -> None:
     """The agent and its tools have what was asked for; no other process has anything, wherever it runs."""
     (agent,) = it.agents(session_id)
-    theirs = set(family(agent))
     assert planted.in_(_read(agent, "environ")) == {"shown", "quiet"}
     for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         assert not planted.in_(_read(pid, "cmdline"))
-        if pid not in theirs and not _is_server(pid):
+        if agent not in _line_of(pid) and not _is_server(pid):
             assert not planted.in_(_read(pid, "environ")), _read(pid, "cmdline")
     inner = it.sandbox(session_id).inner
     assert inner is not None
     assert it.runner(session_id) in children(inner.pid)
+
+
+def _line_of(pid: int) -> list[int]:
+    """A process and those that it descends from: asked anew for each, as tools start others meanwhile."""
+    line = []
+    while pid > 0:
+        line.append(pid)
+        *_, told = _read(pid, "stat").decode(errors="replace").rpartition(") ")
+        pid = int(told.split()[1]) if told else 0
+    return line
 
 
 def _is_server(pid: int) -> bool:
