@@ -95,7 +95,7 @@ async def caught_up(it: Scene, viewer: Viewer) -> None:
 @pytest.mark.parametrize("seed", range(3))
 async def test_cut_at_any_byte_it_comes_back_to_what_one_sees_that_never_left(seed: int) -> None:
     dice = random.Random(seed)
-    in_mid_delta = 0
+    in_mid_delta = said = 0
 
     def weather(_: int) -> Fate:
         nonlocal in_mid_delta
@@ -108,18 +108,19 @@ async def test_cut_at_any_byte_it_comes_back_to_what_one_sees_that_never_left(se
         went = Viewer("went", it.network.url, TOKEN, it.session_id)
         async with watching(stayed, went):
             await until(stayed, lambda: stayed.state.position is not None)
-            text = stream("m", blocks=6, pieces=100, piece_bytes=20, pause_s=0.003)
-            await say(it, text, "m")
-            await ended(it, 1)
+            while went.joins["replay"] < 5 or in_mid_delta < 3:  # a slow machine is seldom back in time
+                said += 1
+                text = stream(f"m-{said}", blocks=6, pieces=100, piece_bytes=20, pause_s=0.003)
+                await say(it, text, f"m-{said}")
+                await ended(it, said)
             it.network.weather = lambda _: None
             await caught_up(it, stayed)
             await caught_up(it, went)
 
         assert went.state.bytes() == stayed.state.bytes()
         assert stayed.joins == {"snapshot": 1, "replay": 0}
-        assert went.joins["replay"] >= 5
-        assert in_mid_delta >= 3
-        assert [len(block["content"]) for block in went.state.blocks.values()][1:] == [2000] * 6
+        texts = [block for block in went.state.blocks.values() if block["type"] == "assistant_text"]
+        assert [len(block["content"]) for block in texts] == [2000] * 6 * said
 
 
 @pytest.mark.parametrize(
