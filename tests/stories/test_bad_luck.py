@@ -61,9 +61,13 @@ async def test_a_turn_whose_sandbox_hangs_ends_within_the_grace_of_an_interrupt(
         async with viewing(server, session_id) as viewer:
             await viewer.send(session_id, "[[script:slow_bash s=60]]", "one")
             await viewer.until(lambda event: event["type"] == "block_start" and "input" in event["block"])
-            send(signal.SIGSTOP, hung, server)
+            send(signal.SIGSTOP, RUNNER, server)
+            if hung == AGENT:
+                send(signal.SIGSTOP, AGENT, server)
             began = asyncio.get_running_loop().time()
             ack = await viewer.call("session:interrupt", {"sessionId": session_id})
+            if hung == AGENT:  # only now may its runner see it: it would have killed it before anybody asked
+                send(signal.SIGCONT, RUNNER, server)
             (cut,) = await viewer.turns_ended(1, within=GRACE_S + 15)
             took = asyncio.get_running_loop().time() - began
             went_on = await turn(viewer, session_id, "[[script:text]]", 2)

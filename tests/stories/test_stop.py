@@ -16,7 +16,7 @@ import pytest
 from agent_runtime.cli.settings import SandboxKind
 from agent_runtime.testing.scenarios import agent, bash
 from agent_runtime.testing.script import Say, Script, Wait
-from tests.stories.process import AGENT, family, program
+from tests.stories.process import AGENT, RUNNER, family, program
 from tests.stories.serving import Server, serving
 from tests.stories.viewer import Viewer, new_session, viewing
 from tests.waiting import eventually
@@ -65,7 +65,8 @@ async def test_stop_kills_the_sandbox_of_an_agent_that_does_not_listen() -> None
         async with viewing(server, session_id) as viewer:
             await viewer.send(session_id, "[[script:background]]", "one")
             await under_way("background", viewer, server)
-            os.kill(agent_of(server), signal.SIGSTOP)
+            for pid in (process_of(server, RUNNER), process_of(server, AGENT)):
+                os.kill(pid, signal.SIGSTOP)  # the runner first: it kills an agent that it sees to be stopped
             ended = await stopped(viewer, session_id, within=1.0 + 15)
             await eventually(lambda: not sleepers())
             went_on = await next_turn(viewer, session_id)
@@ -129,7 +130,7 @@ def sleepers() -> list[int]:
     return found
 
 
-def agent_of(server: Server) -> int:
-    """The agent's process in the only sandbox."""
+def process_of(server: Server, name: str) -> int:
+    """The first process of the only sandbox that runs this program."""
     (record,) = [json.loads(file.read_text()) for file in (server.data / "sandboxes").glob("*/record.json")]
-    return next(pid for pid in family(record["keeper"]["pid"]) if program(pid) == AGENT)
+    return next(pid for pid in family(record["keeper"]["pid"]) if program(pid).startswith(name))
