@@ -35,7 +35,7 @@ from tests.seen_from_outside import files_of
 
 COMMAND = str(Path(sys.executable).parent / "agent-runtime")
 TOKEN = "a-token-for-the-stories"
-READY_S = 20
+READY_S = 45
 END_S = 20
 RUNNER, AGENT = "python", "claude"
 
