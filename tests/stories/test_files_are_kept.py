@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +113,18 @@ for env in (".venv", "env"):
 END
 """
 
-WRITING = """
+WRITES_EVERY_S = 0.02
+WRITING = f"""
 import os, time
 number = 0
 while True:
-    with open(f"n{number}", "w") as file:
+    with open(f"n{{number}}", "w") as file:
         file.write(str(time.time()))
     with open("latest.next", "w") as file:
         file.write(str(time.time()))
     os.rename("latest.next", "latest")
     number += 1
-    time.sleep(0.02)
+    time.sleep({WRITES_EVERY_S})
 """
 
 
@@ -199,20 +201,19 @@ async def test_what_is_kept_without_its_content_is_named_when_the_workspace_is_p
 
 
 async def test_at_any_moment_the_store_is_hardly_older_than_the_sync_interval() -> None:
-    interval, slack = 0.3, 1.0
+    interval = 0.3
     async with serving(scripts={"write": python(WRITING)}, sync_interval_s=interval) as server:
         session_id = await new_session(server)
         async with viewing(server, session_id) as viewer:
             await viewer.send(session_id, "[[script:write]]", "write")
             await viewer.until(lambda event: event["type"] == "file_changed", within=30)
-            for number in (15, 50, 80, 110):
+            for number in (15, 50, 80, 110, 140):
                 await viewer.until(lambda event, name=f"n{number}": tells_of(event, name))
                 moment = time.time()
-                await assert_no_older(
-                    await stored(server, session_id), workspace(server), moment, interval + slack
-                )
+                assert_no_older(await stored(server, session_id), times(workspace(server)), moment, interval)
             folder, moment = workspace(server), time.time()
             truth = times(folder)
+            slack = slack_of(truth)
             send(signal.SIGKILL, KEEPER, server)
             await viewer.turns_ended(1)
         after = await stored(server, session_id)
@@ -221,11 +222,20 @@ async def test_at_any_moment_the_store_is_hardly_older_than_the_sync_interval() 
         assert known["latest"] >= moment - slack
 
 
-async def assert_no_older(kept: dict[str, WorkspaceFile], folder: Path, moment: float, most_s: float) -> None:
+def assert_no_older(
+    kept: dict[str, WorkspaceFile], truth: dict[str, float], moment: float, interval: float
+) -> None:
     """All that was written longer ago than this is in the store; and what is rewritten is so new there."""
-    old = {path for path, written in times(folder).items() if written < moment - most_s}
+    since = moment - interval - slack_of(truth)
+    old = {path for path, written in truth.items() if written < since}
     assert old - {"latest.next"} <= kept.keys()
-    assert written_at(kept["latest"]) >= moment - most_s
+    assert not old or written_at(kept["latest"]) >= since
+
+
+def slack_of(truth: dict[str, float]) -> float:
+    """A second; and on a busy machine as much as the writer itself was held up, for each of ten hands."""
+    written = sorted(moment for path, moment in truth.items() if path.startswith("n"))
+    return 1.0 + 10 * max(after - before - WRITES_EVERY_S for before, after in pairwise(written))
 
 
 def tells_of(event: dict[str, Any], name: str) -> bool:
