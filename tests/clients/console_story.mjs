@@ -9,6 +9,7 @@ import { chromium } from "playwright-core";
 const [base, token, pictures] = process.argv.slice(2);
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"];
 const QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"];
+const STEP_MS = 15_000;
 const TURN_MS = 40_000;
 
 const browser = await chromium.launch({
@@ -17,7 +18,7 @@ const browser = await chromium.launch({
 });
 const context = await browser.newContext({ viewport: { width: 1280, height: 800 } });
 const page = await context.newPage();
-page.setDefaultTimeout(15_000);
+page.setDefaultTimeout(STEP_MS);
 const wrong = [];
 page.on("pageerror", (error) => wrong.push(`an error in the page: ${error.message}`));
 page.on(
@@ -74,8 +75,9 @@ async function createSession() {
 }
 
 async function watchTurn() {
+  const starting = await shownFromNowOn(".progress"); // the sandbox starts, and that is told
   await say("Show it [[script:demo]]");
-  await page.waitForSelector(".progress:visible"); // the sandbox starts, and that is told
+  await starting();
   await page.waitForSelector(".user-message:has-text('Show it')");
   await page.waitForSelector(".thinking");
   await page.waitForSelector(".assistant-text .markdown p");
@@ -144,9 +146,10 @@ async function interrupt() {
 }
 
 async function comeBackOnline() {
+  const lost = await shownFromNowOn(".connection", "Connection lost");
+  const warned = await shownFromNowOn(".hint", "Not connected");
   await page.evaluate(() => dispatchEvent(new Event("offline"))); // what a browser tells when its network goes
-  await page.waitForSelector(".connection:has-text('Connection lost')");
-  await page.waitForSelector(".hint:has-text('Not connected')");
+  await Promise.all([lost(), warned()]);
   await page.waitForSelector(".connection:has-text('Connected')");
   await say("Still there? [[script:text]]");
   await page.waitForSelector(".user-message:has-text('Still there?')");
@@ -173,6 +176,28 @@ async function say(text) {
 
 async function rests() {
   await page.waitForSelector(".session-head .phase[data-phase=ready]", { timeout: TURN_MS });
+}
+
+/** Notices from now on what is shown for a moment only, however late anybody asks; returns a wait for it. */
+async function shownFromNowOn(selector, text = "") {
+  const noticed = await page.evaluateHandle(
+    ([selector, text]) => ({
+      shown: new Promise((resolve) => {
+        const isIt = (element) => element.checkVisibility() && element.textContent.includes(text);
+        const look = () => [...document.querySelectorAll(selector)].some(isIt) && resolve();
+        const options = { subtree: true, childList: true, characterData: true, attributes: true };
+        new MutationObserver(look).observe(document.body, options);
+        look();
+      }),
+    }),
+    [selector, text],
+  );
+  const late = () => new Error(`${selector} ${text}: not shown within ${STEP_MS} ms`);
+  return () =>
+    Promise.race([
+      noticed.evaluate(({ shown }) => shown),
+      new Promise((_, reject) => setTimeout(() => reject(late()), STEP_MS).unref()),
+    ]);
 }
 
 /** Everything that a page shows of the conversation, with all subagents unfolded. */
