@@ -96,7 +96,7 @@ async def test_an_answer_that_stalls_half_way_is_cut():
 
     async with (
         raw_api(stall) as url,
-        gateway(url, patience=Patience(idle_s=0.2)) as gate,
+        gateway(url, patience=Patience(idle_s=1.0)) as gate,
         agent(await gate.open("s")) as client,
         client.post("/v1/messages", json=MESSAGE) as response,
     ):

@@ -304,7 +304,7 @@ async def test_tunnels_over_the_bound_are_refused_and_models_are_reached_all_the
 
 async def test_a_silent_tunnel_is_cut_and_a_long_one_too():
     names = loopback(**{"pypi.test": "127.0.0.1"})
-    for bounds in (Bounds(idle_s=0.2), Bounds(total_s=0.3)):
+    for bounds in (Bounds(idle_s=1.0), Bounds(total_s=1.0)):
         async with host(shout) as (port, _), network_of(names, bounds=bounds) as gate:
             endpoint = await gate.open("s", egress=Egress(hosts=(f"pypi.test:{port}",)))
             tunnel = await Tunnel.ask(endpoint, f"pypi.test:{port}")
