@@ -21,6 +21,7 @@ from agent_runtime_adapters.sandboxes import launch as launch_program
 
 CALM_S: Final = 2.0
 """After a sandbox's start, before the next launcher is made ready: its agent needs the processors first."""
+_BURIED_WITHIN_S: Final = 2.0
 
 
 class _Launcher(NamedTuple):
@@ -45,9 +46,8 @@ class Launchers:
         self._replace_later()
         if spare is not None:
             with suppress(OSError):  # somebody ended it while it waited
-                return _give(spare, descriptors)
-            await spare.process.wait()
-        return _give(await _begin(), descriptors)
+                return await _give(spare, descriptors)
+        return await _give(await _begin(), descriptors)
 
     async def make_ready(self) -> None:
         """Have a launcher wait from now on. Raises `OSError`; may be called again then, and else too."""
@@ -71,8 +71,7 @@ class Launchers:
             spare, self._spare = self._spare, None
             if spare is not None:
                 spare.way.close()
-                end(spare.process)
-                await spare.process.wait()
+                await end(spare.process)
 
     def _replace_later(self) -> None:
         """Each time: one that failed is made up for by the next."""
@@ -84,10 +83,16 @@ class Launchers:
         await self.make_ready()
 
 
-def end(launcher: Process) -> None:
-    """Kill it, unless it has ended: one that somebody stopped does not end by itself."""
+async def end(launcher: Process) -> None:
+    """Kill it, unless it has ended, and bury it: one that somebody stopped does not end by itself.
+
+    Returns after a moment also where the system holds it: then whoever reaps children buries it later.
+    """
     with suppress(ProcessLookupError):
         launcher.kill()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_BURIED_WITHIN_S):
+            await launcher.wait()
 
 
 async def _begin() -> _Launcher:
@@ -110,13 +115,13 @@ async def _begin() -> _Launcher:
     return _Launcher(process, here)
 
 
-def _give(launcher: _Launcher, descriptors: Sequence[int]) -> Process:
+async def _give(launcher: _Launcher, descriptors: Sequence[int]) -> Process:
     """Raises `OSError` where it is gone; then it is ended."""
     try:
         with launcher.way:
             launcher.process.send_signal(signal.SIGCONT)  # somebody may have stopped it while it waited
             socket.send_fds(launcher.way, [b"p"], list(descriptors))
     except OSError:
-        end(launcher.process)
+        await end(launcher.process)
         raise
     return launcher.process

@@ -171,7 +171,7 @@ async def launch(plan: Plan, log: Path, note: Note, launchers: Launchers) -> Non
                         pipe.inlet.close()
                     await _follow(starter, pipes, note, tells_inner=plan.tells_inner)
                 except BaseException:
-                    end(starter)
+                    await end(starter)
                     raise
         except TimeoutError as error:
             raise StartFailed("The sandbox took too long to start.") from error
