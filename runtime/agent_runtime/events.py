@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from agent_runtime.blocks import Block
-from agent_runtime.frozen import Frozen, light
+from agent_runtime.frozen import Frozen, Light
 from agent_runtime.records import QueuedMessage, RuntimeStatus, Turn, Usage, WorkspaceFile
 
 
@@ -54,11 +54,8 @@ class BlockStart(EventFields):
     block: Block
 
 
-@light
-class Delta:
+class Delta(Light, frozen=True, kw_only=True):
     """A piece of a block's content, with the fields of any event. Nearly all events are deltas."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = Frozen.model_config
 
     type: str
     block_id: str
@@ -86,15 +83,13 @@ class Delta:
         return told
 
 
-@light
-class TextDelta(Delta):
+class TextDelta(Delta, frozen=True, kw_only=True):
     """Append `delta` to the block's content."""
 
     type: Literal["text_delta"] = "text_delta"
 
 
-@light
-class InputDelta(Delta):
+class InputDelta(Delta, frozen=True, kw_only=True):
     """A piece of a tool's input as JSON text, for display; `block_complete` has the input."""
 
     type: Literal["input_delta"] = "input_delta"
@@ -181,8 +176,7 @@ EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Event)
 _POSITION = re.compile(r"([A-Za-z0-9_-]{1,64}):(0|[1-9][0-9]{0,17})")
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(Light, frozen=True):
     """A place in a session's log: right after the event `seq` of `epoch`; `seq` 0 is the beginning.
 
     A new epoch means that the log was begun anew, so positions of another epoch say nothing.
@@ -201,8 +195,7 @@ class Position:
         return cls(match[1], int(match[2])) if match else None
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(Light, frozen=True):
     """An event in its place. `at` is when it was appended, in UTC."""
 
     position: Position

@@ -1,4 +1,4 @@
-"""Frozen: the one shape that all value models of this project share.
+"""Frozen: the one shape that all value models of this project share; and Light, for values without number.
 
 Immutable in Python, camelCase in JSON, the same JSON on the wire and in the store. This module
 knows nothing of any particular model; `blocks`, `records`, `events`, `needs` and `profile`
@@ -7,14 +7,23 @@ build on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
+import msgspec
+from msgspec import structs
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    create_model,
+)
 from pydantic.alias_generators import to_camel
-
-T = TypeVar("T")
+from pydantic_core import CoreSchema, core_schema
 
 
 def _to_the_millisecond(moment: datetime) -> datetime:
@@ -66,14 +75,35 @@ class Strict(Frozen):
     )
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def light(made: type[T]) -> type[T]:
-    """A value that is made so often that it has no room for more than its fields; no model.
+class Light(msgspec.Struct, frozen=True, gc=False):
+    """A value that is made so often that it is no model: one object and 0.05 us, not three and 1.4.
 
-    A model takes 1.4 us and 480 bytes in three objects, one of these 0.4 us and 72 bytes in one. That nobody
-    changes it is for mypy to see: to be `frozen` takes another 0.5 us.
+    The garbage collector looks at none of them, however many a log holds: none may lead back to itself. To
+    make one checks nothing; pydantic reads and checks them as it does models with the same fields. Whoever
+    inherits says `frozen=True` once more, for mypy.
     """
-    return dataclass(slots=True, kw_only=True, unsafe_hash=True)(made)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """For models that hold one, and for reading one from JSON."""
+        fields: dict[str, Any] = {each.name: (each.type, _default(each)) for each in structs.fields(cls)}
+        read = create_model(
+            cls.__name__, __base__=Frozen, __doc__=cls.__doc__, __module__=cls.__module__, **fields
+        )
+
+        def made(value: Any, reader: ValidatorFunctionWrapHandler) -> Any:
+            return value if isinstance(value, cls) else cls(**dict(reader(value)))
+
+        def told_of(value: Any, teller: SerializerFunctionWrapHandler) -> Any:
+            return teller(read.model_construct(**structs.asdict(value)))
+
+        model = handler.generate_schema(read)
+        written = core_schema.wrap_serializer_function_ser_schema(told_of, schema=model)
+        return core_schema.no_info_wrap_validator_function(made, model, serialization=written)
+
+
+def _default(field: structs.FieldInfo) -> Any:
+    return ... if field.default is msgspec.NODEFAULT else field.default
 
 
 def text_of(value: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from agent_runtime import loading, recorder
+from agent_runtime import loading, store_calls
 from agent_runtime.errors import PersistenceFault
 from agent_runtime.records import TurnStatus
 from agent_runtime.testing.scripted_runner import Stage
@@ -300,7 +300,7 @@ async def sends_are_refused(world: World, sid: str) -> bool:
 
 
 async def test_a_store_that_is_seen_to_answer_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "_RETRY_MOST_S", LONGER_THAN_A_TEST_S)
+    monkeypatch.setattr(store_calls, "_RETRY_MOST_S", LONGER_THAN_A_TEST_S)
     script = InTwoHalves()
     async with world_of(script) as world:
         sid = await world.new(message="hello")

@@ -9,7 +9,6 @@ where the replay ends is said beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from agent_runtime.events import (
     BlockComplete,
@@ -75,4 +74,5 @@ def _joined(parts: Sequence[LogEntry]) -> LogEntry:
     if len(parts) == 1:
         return parts[0]
     told = [part.event for part in parts if isinstance(part.event, Delta)]
-    return replace(parts[-1], event=told[-1].saying("".join([each.delta for each in told])))
+    whole = told[-1].saying("".join([each.delta for each in told]))
+    return LogEntry(parts[-1].position, parts[-1].at, whole)
