@@ -30,6 +30,8 @@ _REPEATABLE: Final = frozenset({"message", "interrupt", "options", "list", "read
 NO_AGENT: Final = "agent_not_running"
 """The runner's word, and ours, for a command to an agent that has ended, or is to be started."""
 COMMAND_TIMEOUT_S: Final = 30.0
+_STOOD_STILL: Final = 1.1
+"""So many times as long as meant: this process was stopped, and an answer may lie there unread."""
 """How long a reply may take. Commands are answered at once; only `start` and `sync` do real work."""
 
 
@@ -192,7 +194,7 @@ class RunnerLink:
         """Give the runner up when it is wanted and says nothing for so long, asked or not.
 
         Whoever reads then gets `SandboxFault` (`sandbox_timeout`). Ends with the link. What we have not
-        read yet is no silence: a slow store costs no sandbox.
+        read yet is no silence: a slow store costs no sandbox, nor does a machine that stood still.
         """
         loop, pause_s = asyncio.get_running_loop(), silence_s / 3
         while not self._closed:
@@ -200,10 +202,13 @@ class RunnerLink:
             since = self._waiting_since
             if since is None or not wanted() or loop.time() - since < pause_s:
                 continue
+            asked = loop.time()
             with suppress(SandboxFault, TimeoutError):  # the reader finds out by itself
                 async with asyncio.timeout(pause_s):
                     await self._channel.send(encode({"k": "ping", "id": "ping"}))
                     await asyncio.sleep(pause_s)
+            if loop.time() - asked > pause_s * _STOOD_STILL:
+                continue
             if self._waiting_since == since and not self._closed:
                 self.silent = True
                 detail = f"The sandbox said nothing for {silence_s:g} s."

@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -461,6 +463,29 @@ def test_a_runner_that_answers_is_kept_however_long_its_agent_thinks(
             watching.cancel()
 
     told_fast(story(), monkeypatch)  # both ends are on this loop: what one writes is there for the other
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+def test_a_runner_has_a_moment_to_answer_when_a_machine_that_stood_still_goes_on(
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def story() -> None:
+        async with linked() as (link, sandbox, reading), asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(link.watch(0.6, wanted=lambda: True))
+            side = sandbox.sides[0]
+            await side.line()
+            for _ in range(3):
+                ping = await side.line()
+                time.sleep(0.5)  # noqa: ASYNC251 - all that is on this machine stands still
+                await asyncio.sleep(0.01)
+                side.say({"k": "reply", "id": ping["id"], "ok": True, "result": {}})
+            await side.line()
+            assert reading.end is None
+            assert not link.silent
+            watching.cancel()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(story())
 
 
 async def test_nobody_is_asked_while_nothing_is_under_way() -> None:
