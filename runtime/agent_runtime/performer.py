@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -36,11 +36,14 @@ from agent_runtime.reports import (
     AgentTurnBegan,
     AgentTurnEnded,
 )
-from agent_runtime.runner_link import NO_AGENT
+from agent_runtime.runner_link import NO_AGENT, REFUSED
 from agent_runtime.turns import Turns
 from agent_runtime.wake import Surroundings
 
 _log = structlog.get_logger(__name__)
+
+_NOT_HANDED: Final = frozenset({REFUSED, NO_AGENT})
+"""Faults after which the agent surely does not have what it was to be handed."""
 
 
 class Performer:
@@ -156,7 +159,7 @@ class Performer:
         except SandboxFault as fault:
             if fault.code == NO_AGENT:
                 return  # the next one is started with them
-            if fault.code != "runner_refused":
+            if fault.code != REFUSED:
                 raise
             raise Conflict(fault.detail, code="options_refused", session_id=self._session_id) from fault
 
@@ -245,7 +248,8 @@ class Performer:
             taken = True
         except SandboxFault as fault:
             _log.info("not_steered", session_id=self._session_id, code=fault.code)
-            self.machine.feed(moves.NotSteered(turn_id))
+            if fault.code in _NOT_HANDED:  # else nobody knows: its answer may be all that was lost
+                self.machine.feed(moves.NotSteered(turn_id))
         outcome = self._steering.get(turn_id)
         if outcome is not None and not outcome.done():
             outcome.set_result(taken)

@@ -29,6 +29,8 @@ _REPEATABLE: Final = frozenset({"message", "interrupt", "options", "list", "read
 """Commands that do no harm when done twice (a message by its uuid): sent again after a break."""
 NO_AGENT: Final = "agent_not_running"
 """The runner's word, and ours, for a command to an agent that has ended, or is to be started."""
+REFUSED: Final = "runner_refused"
+"""For a command that the runner did not carry out, whatever it says of the reason."""
 COMMAND_TIMEOUT_S: Final = 30.0
 _STOOD_STILL: Final = 1.1
 """So many times as long as meant: this process was stopped, and an answer may lie there unread."""
@@ -401,4 +403,4 @@ def _refusal(error: object) -> SandboxFault:
     detail = text_of(said[:500]) if isinstance(said, str) and said else "The runner refused."
     if code == NO_AGENT:
         return SandboxFault(detail, code=NO_AGENT)
-    return SandboxFault(detail, code="runner_refused", retryable=False)
+    return SandboxFault(detail, code=REFUSED, retryable=False)

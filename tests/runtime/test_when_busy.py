@@ -7,9 +7,11 @@ import pytest
 from agent_runtime.errors import Conflict
 from agent_runtime.records import Phase, TurnStatus
 from agent_runtime.reports import AgentTookIn, AgentTurnBegan
+from agent_runtime.runner_link import COMMAND_TIMEOUT_S
 from agent_runtime.testing.scripted_runner import Stage, echo
 from agent_runtime.testing.scripted_sandbox import ScriptedSandboxes
 from agent_runtime_adapters.persistence.memory import MemoryPersistence
+from tests.fast_time import told_fast
 from tests.runtime.scripts import Curtain, assert_orderly, others_get_on
 from tests.runtime.world import ANNA, killed, runtime, world
 from tests.waiting import eventually
@@ -80,12 +82,38 @@ async def test_a_message_that_the_agent_does_not_take_in_waits_for_its_turn() ->
 
         runner = it.sandboxes.made[0].runner
         before, runner.before = runner.before, refuses
+        await it.send(session_id, "waits")
         assert (await it.send(session_id, "second", when_busy="steer")).outcome == "queued"
         runner.before = before
         curtain.raised.set()
-        turns = await it.ended(session_id, 2)
-        assert [turn.stop_reason for turn in turns] == [None, None]
-        assert [each.message for each in curtain.stages] == ["first", "second"]
+        turns = await it.ended(session_id, 3)
+        assert [turn.stop_reason for turn in turns] == [None, None, None]
+        assert [each.message for each in curtain.stages] == ["first", "waits", "second"]
+
+
+def test_a_message_of_which_nobody_knows_whether_the_agent_has_it_comes_before_those_that_it_has_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        curtain = Curtain()
+        async with world(curtain) as it:
+            session_id = await it.new(message="first")
+            await curtain.playing()
+
+            async def says_nothing(frame: dict[str, object]) -> bool:
+                return frame["k"] != "message"
+
+            runner = it.sandboxes.made[0].runner
+            before, runner.before = runner.before, says_nothing
+            await it.send(session_id, "waits")
+            assert (await it.send(session_id, "second", when_busy="steer")).outcome == "queued"
+            await asyncio.sleep(2 * COMMAND_TIMEOUT_S)
+            runner.before = before
+            curtain.raised.set()
+            await it.ended(session_id, 3)
+            assert [each.message for each in curtain.stages] == ["first", "second", "waits"]
+
+    told_fast(story(), monkeypatch)
 
 
 async def test_steering_survives_a_kill_between_the_agent_and_the_record() -> None:
