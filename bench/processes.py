@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -35,7 +36,10 @@ _refused: list[str] = []
 
 @asynccontextmanager
 async def process(
-    *argv: str, env: dict[str, str] | None = None, core: int | None = None
+    *argv: str,
+    env: dict[str, str] | None = None,
+    core: int | None = None,
+    ends_by: signal.Signals = signal.SIGTERM,
 ) -> AsyncIterator[tuple[Process, Any]]:
     """Start a program that says on its first line, in JSON, that it is ready; end it politely.
 
@@ -59,7 +63,7 @@ async def process(
             raise
         finally:
             if child.returncode is None:
-                child.terminate()
+                child.send_signal(ends_by)
             async with asyncio.timeout(WITHIN_S):
                 await child.wait()
 

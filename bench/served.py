@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 import uuid
@@ -64,7 +65,8 @@ async def served(model_url: str, *, core: int | None = None, **settings: Any) ->
         env = {**os.environ, "ANTHROPIC_BASE_URL": model_url, "ANTHROPIC_API_KEY": "sk-ant-bench"}
         argv = (program, "serve", "--config", str(config))
         async with (
-            process(*argv, env=env, core=core) as (server, ready),
+            # by SIGTERM it would leave its sandboxes to the next one, which there will not be
+            process(*argv, env=env, core=core, ends_by=signal.SIGINT) as (server, ready),
             client(ready["url"], ready["token"]) as http,
         ):
             yield System(ready["url"], ready["token"], server.pid, data / "data", http)
