@@ -279,7 +279,7 @@ async def test_quiet_is_not_said_while_a_far_log_has_not_got_what_was_translated
 
 
 async def test_while_the_loop_is_busy_what_comes_in_pieces_is_told_as_few_events() -> None:
-    times, spent = itertools.count(0.0, 0.1), itertools.count(0.0, 0.1)
+    times, spent = itertools.count(0.0, 1.0), itertools.count(0.0, 1.0)
     busy = Gathering(0.05, clock=lambda: next(times), spent=lambda: next(spent))
     async with feeding(MemoryEventLog, gathering=busy) as (_, session):
         session.agent_says(BlockStart(block=TEXT))
