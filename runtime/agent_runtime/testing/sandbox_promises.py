@@ -38,6 +38,11 @@ _LIFETIME_S: Final = 600.0
 _A_MOMENT_S: Final = 0.1
 _MIB: Final = 1024 * 1024
 _BOUNDS: Final = Resources(cpu=1, memory_bytes=768 * _MIB, processes=256, disk_bytes=512 * _MIB)
+_A_WHILE: Final = (
+    'play {"steps": [{"pause": 0.5}, {"line": {"type": "line"}, "times": 200}],'
+    ' "end": {"type": "result", "message": "$MESSAGE"}}'
+)
+"""What an agent is still at when whoever asked it has left."""
 
 
 class _Suite:
@@ -84,8 +89,8 @@ class RunnerPromises(_Suite):
         async with one_of(provider) as sandbox:
             async with talking(sandbox) as talk:
                 await with_agent(talk)
-                await talk.say("lines 200 200", "m-1")
-                heard = len(talk.kept)
+                heard = len(talk.kept)  # not later: of what is quickly said much comes with the answer
+                await talk.say(_A_WHILE, "m-1")
             following = self.restarted(provider)
             found = await following.attach(sandbox.ref)
             async with talking(found, after=heard) as talk:
