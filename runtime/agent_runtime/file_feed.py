@@ -19,7 +19,7 @@ from agent_runtime.events import BlockComplete, BlockStart, FileChanged
 from agent_runtime.log_lines import LogLines
 from agent_runtime.profile import FileRules
 from agent_runtime.recorder import Recorder
-from agent_runtime.runner_link import RunnerLink
+from agent_runtime.runner_link import REFUSED, RunnerLink
 from agent_runtime.workspace import FileReport, file_of, read_report, shown
 from agent_runtime_sandbox.frames import Frame
 
@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 _ROOM: Final = 2
 """Times the files that are kept: those that are known include some that a new sandbox does not have."""
-_REFUSALS: Final = frozenset({"runner_refused", "file_too_large"})
+_REFUSALS: Final = frozenset({REFUSED, "file_too_large"})
 
 
 class FileFeed:

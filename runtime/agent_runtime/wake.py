@@ -35,7 +35,7 @@ from agent_runtime.ports import (
 from agent_runtime.profile import AgentProfile, FileRules
 from agent_runtime.recorder import Recorder
 from agent_runtime.records import SandboxRef, SandboxSnapshot, SessionRecord, TurnError, WorkspaceFile
-from agent_runtime.runner_link import RunnerLink
+from agent_runtime.runner_link import REFUSED, RunnerLink
 from agent_runtime.tasks import unhindered
 from agent_runtime.workspace import content_of, shown_path
 from agent_runtime_sandbox.frames import encode
@@ -320,7 +320,7 @@ async def _restore_files(
         try:
             await link.write_file(file.path, content_of(file))
         except SandboxFault as fault:
-            if fault.code != "runner_refused":
+            if fault.code != REFUSED:
                 raise
             _log.warning("file_not_restored", session_id=session_id, detail=fault.detail)
             lost.append(file.path)
